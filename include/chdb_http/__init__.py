@@ -1,0 +1,1 @@
+"""ClickHouse HTTP interface over the embedded chDB engine."""

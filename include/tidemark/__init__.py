@@ -1,0 +1,1 @@
+"""The Tidemark warehouse: load, build, gate and forget."""
