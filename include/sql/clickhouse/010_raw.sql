@@ -63,7 +63,7 @@ create table if not exists raw.orders
     taxes Decimal(18, 4),
     item_count UInt32,
     customer_key String comment 'Keyed pseudonym, 32 hex, or empty where the order has no customer',
-    utm_source LowCardinality(String),
+    traffic_source LowCardinality(String),
     medium LowCardinality(String),
     campaign String,
     source_rule_id LowCardinality(String),

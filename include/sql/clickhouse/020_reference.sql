@@ -31,3 +31,13 @@ create table if not exists reference.build_scope
 )
 engine = MergeTree
 order by (workspace_id, measure_group, local_date);
+
+-- Days whose raw rows are gone, per measure group: no build may touch them again. Written by the purge.
+create table if not exists retention.frozen_days
+(
+    workspace_id LowCardinality(String),
+    measure_group LowCardinality(String),
+    local_date Date
+)
+engine = ReplacingMergeTree
+order by (workspace_id, measure_group, local_date);
