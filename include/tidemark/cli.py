@@ -1,0 +1,260 @@
+"""The command line: every verb is thin, and what it does lives in a module of its own."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from tidemark.config import Settings
+from tidemark.errors import TidemarkError
+from tidemark.output import emit, note, print_rows, to_json
+
+app = typer.Typer(
+    name="tidemark",
+    help="A batch warehouse for commerce and marketing analytics that forgets on purpose.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+workspace_app = typer.Typer(help="Make and list tenants.")
+app.add_typer(workspace_app, name="workspace")
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout; logs go to stderr.")
+]
+AsOfOption = Annotated[
+    datetime | None,
+    typer.Option(
+        "--as-of",
+        formats=["%Y-%m-%d"],
+        metavar="D",
+        help="The day that decides, as YYYY-MM-DD; by default today in UTC.",
+    ),
+]
+NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
+
+
+class Store(StrEnum):
+    """The stores that `sql` can ask."""
+
+    clickhouse = "clickhouse"
+    postgres = "postgres"
+
+
+class Plan(StrEnum):
+    """The plans a workspace can be on."""
+
+    starter = "starter"
+    growth = "growth"
+    pro = "pro"
+    scale = "scale"
+    enterprise = "enterprise"
+    platform = "platform"
+
+
+class RevenueSource(StrEnum):
+    """What a workspace's revenue is counted from."""
+
+    orders = "orders"
+    payments = "payments"
+
+
+def as_of_date(value: datetime | None) -> date:
+    """The day an `AsOfOption` stands for: the one given, else today in UTC."""
+    return value.date() if value is not None else datetime.now(UTC).date()
+
+
+@app.command()
+def up(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> None:
+    """Start the engines, wait until they answer, and bring their schemas up to date."""
+    from tidemark import engines
+
+    del no_airflow
+    states = engines.up(Settings.from_env(), note=note)
+    emit([state.as_dict() for state in states], lambda: _print_states(states), as_json=as_json)
+
+
+@app.command()
+def down(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> None:
+    """Stop the engines and wait until they are gone."""
+    from tidemark import engines
+
+    del no_airflow
+    states = engines.down(Settings.from_env(), note=note)
+    emit([state.as_dict() for state in states], lambda: _print_states(states), as_json=as_json)
+
+
+@app.command()
+def status(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> None:
+    """Show which engines run and answer."""
+    from tidemark import engines
+
+    del no_airflow
+    states = engines.status(Settings.from_env())
+    emit([state.as_dict() for state in states], lambda: _print_states(states), as_json=as_json)
+
+
+@app.command()
+def env(as_json: JsonOption = False) -> None:
+    """Print shell exports for other clients, passwords included: eval "$(tidemark env)"."""
+    from tidemark import clickhouse, postgres
+
+    settings = Settings.from_env()
+    exports = {
+        "TIDEMARK_CLICKHOUSE_URL": clickhouse.endpoint(settings, "owner").url,
+        "TIDEMARK_CLICKHOUSE_ANALYST_URL": clickhouse.endpoint(settings, "analyst").url,
+        "TIDEMARK_POSTGRES_URL": postgres.url(settings, "tidemark"),
+        "TIDEMARK_POSTGRES_ANALYST_URL": postgres.url(settings, "analyst"),
+    }
+
+    def human() -> None:
+        for name, value in exports.items():
+            # shlex.quote leaves plain values bare; one form is easier to read and to parse.
+            quoted = value.replace("'", "'\\''")
+            print(f"export {name}='{quoted}'")
+
+    emit(exports, human, as_json=as_json)
+
+
+@app.command()
+def sql(
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="One query; - reads it from stdin.")
+    ],
+    store: Annotated[Store, typer.Option(help="Which store to ask.")] = Store.clickhouse,
+    write: Annotated[
+        bool, typer.Option("--write", help="Run as the owner; goes on record.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a query read-only, as the analyst; --json gives a list of row objects."""
+    from tidemark import query as queries
+
+    text = sys.stdin.read() if query == "-" else query
+    result = queries.run(Settings.from_env(), text, store.value, write=write)
+
+    def human() -> None:
+        if result.raw is not None:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(result.raw)
+        elif result.columns:
+            print_rows(result.columns, result.rows)
+
+    emit(result.as_objects() if as_json else None, human, as_json=as_json)
+
+
+@workspace_app.command("add")
+def workspace_add(
+    workspace_id: Annotated[str, typer.Argument(metavar="ID", help="Letters, digits, _ and -.")],
+    timezone: Annotated[str, typer.Option(help="IANA name, like Europe/Berlin.")],
+    currency: Annotated[str, typer.Option(help="ISO 4217 code, like EUR.")],
+    plan: Annotated[Plan, typer.Option(help="The plan it is on.")],
+    revenue_source: Annotated[
+        RevenueSource, typer.Option(help="What its revenue is counted from.")
+    ] = RevenueSource.orders,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a workspace; its timezone and currency never change."""
+    from tidemark import postgres, workspaces
+
+    settings = Settings.from_env()
+    workspace = workspaces.Workspace(
+        workspace_id, timezone, currency.upper(), plan.value, revenue_source.value
+    )
+    workspaces.check(workspace, settings)
+    with postgres.connect(settings) as connection:
+        created = workspaces.add(connection, settings, workspace, datetime.now(UTC))
+
+    def human() -> None:
+        print(f"workspace {workspace_id} {'made' if created else 'exists already, unchanged'}")
+
+    emit({**workspace.as_dict(), "created": created}, human, as_json=as_json)
+
+
+@workspace_app.command("list")
+def workspace_list(as_json: JsonOption = False) -> None:
+    """List the workspaces."""
+    from tidemark import postgres, workspaces
+
+    with postgres.connect(Settings.from_env()) as connection:
+        rows = workspaces.list_all(connection)
+    columns = (
+        "workspace_id", "timezone", "currency", "plan", "revenue_source", "created_at",
+        "cancelled_at", "deleted_at",
+    )  # fmt: skip
+
+    def human() -> None:
+        print_rows(columns, [[row[column] for column in columns] for row in rows])
+
+    emit(rows, human, as_json=as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line in this process.
+
+    Returns:
+        0 done, 1 failed, 2 wrong usage, 3 refused by a guard, 130 interrupted.
+    """
+    as_json = "--json" in arguments
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="tidemark", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.Exit as error:
+        return error.exit_code
+    except TyperException as error:
+        return _fail(error.format_message(), error.exit_code, as_json)
+    except TidemarkError as error:
+        if _debugging():
+            traceback.print_exc()
+        return _fail(str(error), error.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130, as_json)
+    except BrokenPipeError:
+        # The reader has seen enough; without this Python complains once more on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if _debugging():
+            traceback.print_exc()
+        # The message of an unforeseen error may quote a value, so only its kind is shown.
+        message = f"internal error: {type(error).__name__} (TIDEMARK_DEBUG=1 shows where)"
+        return _fail(message, TidemarkError.exit_code, as_json)
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    line = " ".join(message.split()) or "failed without a message"
+    print(f"tidemark: {line}", file=sys.stderr)
+    if as_json:
+        print(to_json({"error": line, "exit_code": code}))
+    return code
+
+
+def _debugging() -> bool:
+    return os.environ.get("TIDEMARK_DEBUG", "") not in ("", "0", "false")
+
+
+def _print_states(states: Sequence[Any]) -> None:
+    print_rows(
+        ("engine", "state", "port", "pid"),
+        [
+            (
+                state.name,
+                "answers" if state.answering else "runs" if state.running else "down",
+                state.port,
+                state.pid,
+            )
+            for state in states
+        ],
+    )

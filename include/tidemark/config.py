@@ -1,0 +1,211 @@
+"""The one place that reads the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+from tidemark.errors import UsageError
+
+Profile = Literal["laptop", "cluster"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_URL_SCHEMES = ("s3", "gs", "az", "abfs", "http", "https")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where everything lies and which ports it listens on.
+
+    Locations that may be object stores (`landing`, `cold`, `backups`, `exports`) are text: an
+    absolute path or an `s3://` style URL. URLs of a cluster carry passwords and are left out of
+    the representation.
+    """
+
+    root: Path
+    home: Path
+    profile: Profile
+    clickhouse_port: int
+    postgres_port: int
+    airflow_port: int
+    landing: str
+    cold: str
+    backups: str
+    exports: str
+    debug: bool = False
+    clickhouse_url: str | None = field(default=None, repr=False)
+    clickhouse_analyst_url: str | None = field(default=None, repr=False)
+    postgres_url: str | None = field(default=None, repr=False)
+    postgres_analyst_url: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
+        """Read and check the settings; an unset or empty variable means its default.
+
+        Raises:
+            UsageError: a value makes no sense; the message names the variable.
+        """
+        env = os.environ if env is None else env
+        home = _absolute(env.get("TIDEMARK_HOME") or str(_ROOT / ".tidemark"))
+        if home == Path(home.anchor):
+            raise UsageError("TIDEMARK_HOME must be a folder of its own, not the file system root")
+        profile = env.get("TIDEMARK_PROFILE") or "laptop"
+        if profile not in ("laptop", "cluster"):
+            raise UsageError(f"TIDEMARK_PROFILE must be laptop or cluster, not {profile!r}")
+        ports = {
+            name: _port(name, env.get(name) or str(default))
+            for name, default in (
+                ("TIDEMARK_CLICKHOUSE_PORT", 8123),
+                ("TIDEMARK_POSTGRES_PORT", 5433),
+                ("TIDEMARK_AIRFLOW_PORT", 8080),
+            )
+        }
+        owner_of: dict[int, str] = {}
+        for name, port in ports.items():
+            if port in owner_of:
+                raise UsageError(f"{name} and {owner_of[port]} are both {port}: change one of them")
+            owner_of[port] = name
+        cluster = profile == "cluster"
+        settings = cls(
+            root=_ROOT,
+            home=home,
+            profile=cast(Profile, profile),
+            clickhouse_port=ports["TIDEMARK_CLICKHOUSE_PORT"],
+            postgres_port=ports["TIDEMARK_POSTGRES_PORT"],
+            airflow_port=ports["TIDEMARK_AIRFLOW_PORT"],
+            landing=_location(env, "TIDEMARK_LANDING", home / "landing"),
+            cold=_location(env, "TIDEMARK_COLD", home / "cold"),
+            backups=_location(env, "TIDEMARK_BACKUPS", home / "backups"),
+            exports=_location(env, "TIDEMARK_EXPORTS", home / "exports"),
+            debug=_flag(env, "TIDEMARK_DEBUG"),
+            # `tidemark env` exports these names for other clients; a laptop must not take them for
+            # its own connections, or one home's shell would reach into another home.
+            clickhouse_url=_url(env, "TIDEMARK_CLICKHOUSE_URL", ("http", "https"), cluster),
+            clickhouse_analyst_url=_url(
+                env, "TIDEMARK_CLICKHOUSE_ANALYST_URL", ("http", "https"), cluster
+            ),
+            postgres_url=_url(env, "TIDEMARK_POSTGRES_URL", ("postgresql", "postgres"), cluster),
+            postgres_analyst_url=_url(
+                env, "TIDEMARK_POSTGRES_ANALYST_URL", ("postgresql", "postgres"), cluster
+            ),
+        )
+        if cluster:
+            for name, value in (
+                ("TIDEMARK_CLICKHOUSE_URL", settings.clickhouse_url),
+                ("TIDEMARK_POSTGRES_URL", settings.postgres_url),
+            ):
+                if value is None:
+                    raise UsageError(f"{name} must be set when TIDEMARK_PROFILE is cluster")
+        return settings
+
+    @property
+    def clickhouse(self) -> Path:
+        """The ClickHouse engine's folder."""
+        return self.home / "clickhouse"
+
+    @property
+    def postgres(self) -> Path:
+        """PostgreSQL's folder; its data lie in `data` below."""
+        return self.home / "postgres"
+
+    @property
+    def secrets(self) -> Path:
+        """Generated passwords and the master key, 0700."""
+        return self.home / "secrets"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the engines."""
+        return self.home / "logs"
+
+    @property
+    def tmp(self) -> Path:
+        """Scratch space that may be emptied while nothing runs."""
+        return self.home / "tmp"
+
+    @property
+    def run(self) -> Path:
+        """Process records, locks and sockets."""
+        return self.home / "run"
+
+    @property
+    def expectations(self) -> Path:
+        """Validation results and Data Docs."""
+        return self.home / "expectations"
+
+    @property
+    def airflow(self) -> Path:
+        """Airflow's home."""
+        return self.home / "airflow"
+
+    @property
+    def sql(self) -> Path:
+        """The repository's DDL and load SQL."""
+        return self.root / "include" / "sql"
+
+    @property
+    def dbt_project(self) -> Path:
+        """The repository's dbt project."""
+        return self.root / "dbt_project"
+
+    @property
+    def landing_path(self) -> Path:
+        """`landing` as a local folder.
+
+        Raises:
+            UsageError: landing is a URL.
+        """
+        if "://" in self.landing:
+            raise UsageError(
+                f"TIDEMARK_LANDING is {self.landing}: this needs a local folder, not a URL"
+            )
+        return Path(self.landing)
+
+
+def _absolute(text: str) -> Path:
+    return Path(os.path.abspath(Path(text).expanduser()))
+
+
+def _port(name: str, text: str) -> int:
+    # str.isdigit() alone admits digits of other scripts.
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        raise UsageError(f"{name} must be a port from 1 to 65535, not {text!r}")
+    return int(text)
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    text = (env.get(name) or "0").lower()
+    if text not in ("0", "1", "true", "false"):
+        raise UsageError(f"{name} must be 0 or 1, not {text!r}")
+    return text in ("1", "true")
+
+
+def _location(env: Mapping[str, str], name: str, default: Path) -> str:
+    text = env.get(name)
+    if not text:
+        return str(default)
+    if "://" not in text:
+        return str(_absolute(text))
+    parts = urlsplit(text)
+    if parts.scheme == "file":
+        return str(_absolute(parts.path))
+    if parts.scheme not in _URL_SCHEMES or not parts.netloc:
+        raise UsageError(f"{name} must be a path or a URL like s3://bucket/prefix, not {text!r}")
+    return text.rstrip("/")
+
+
+def _url(env: Mapping[str, str], name: str, schemes: tuple[str, ...], cluster: bool) -> str | None:
+    text = env.get(name)
+    if not cluster or not text:
+        return None
+    # The value carries a password, so no message repeats it.
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{name} must be a URL like {schemes[0]}://user:password@host:port/")
+    return text
