@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test up down lint docs bench
+PYTHON ?= python3.11
+UV := .uv/bin/uv
+UV_VERSION := 0.13.8
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/.installed  ## install, load 14 months of three workspaces, build, gate, purge, show
+	.venv/bin/tidemark demo
+
+test: .venv/.installed  ## install if needed and run every test
+	.venv/bin/pytest
+
+up: .venv/.installed  ## start the engines
+	.venv/bin/tidemark up
+
+down: .venv/.installed  ## stop the engines
+	.venv/bin/tidemark down
+
+lint: .venv/.installed  ## check style, types and SQL
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	.venv/bin/sqlfluff lint dbt_project
+
+docs: .venv/.installed  ## build the dbt docs site
+	.venv/bin/tidemark docs
+
+bench: .venv/.installed  ## measure, print a table and keep it in bench/results/
+	.venv/bin/python -m bench
+
+# uv comes from the package index like everything else, into a corner of its own.
+$(UV):
+	$(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/.installed: pyproject.toml uv.lock | $(UV)
+	$(UV) sync --frozen --all-groups --compile-bytecode --no-python-downloads --python $(PYTHON)
+	@touch $@
