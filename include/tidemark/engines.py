@@ -43,7 +43,9 @@ _POSTGRES_OPTIONS: Mapping[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "password_encryption": "scram-sha-256",
-    # An error's detail and statement quote values, which may be someone's e-mail address.
+    # An error's message, detail and statement quote values, which may be someone's e-mail address.
+    # The client that made the error gets all of it; "log" ranks above "error" here.
+    "log_min_messages": "log",
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_parameter_max_length_on_error": "0",
@@ -92,9 +94,10 @@ def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> l
         with _locked(settings):
             secrets_store.ensure_secrets(settings.secrets)
             # Both start at once; then each is waited for.
-            for engine in (_PostgresEngine(settings), _ClickHouseEngine(settings)):
+            starting = (_PostgresEngine(settings), _ClickHouseEngine(settings))
+            for engine in starting:
                 engine.start(note)
-            for engine in (_PostgresEngine(settings), _ClickHouseEngine(settings)):
+            for engine in starting:
                 engine.wait_ready()
             postgres.bootstrap(settings)
             _apply_schemas(settings, note)
@@ -176,9 +179,12 @@ def _apply_schemas(settings: Settings, note: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
-    with (settings.run / "engines.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = os.open(settings.run / "engines.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 class _ClickHouseEngine:
@@ -296,6 +302,7 @@ class _PostgresEngine:
         self._data = settings.postgres / "data"
         self._sockets = settings.run / "postgres"
         self._log = settings.logs / "postgres.log"
+        self._started: psutil.Process | None = None
 
     def start(self, note: Callable[[str], None]) -> None:
         settings = self._settings
@@ -329,16 +336,12 @@ class _PostgresEngine:
         command = [str(binaries / "postgres"), "-D", str(self._data)]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
-        _spawn(command, self._log, cwd=settings.postgres, account=account)
+        self._started = _spawn(command, self._log, cwd=settings.postgres, account=account)
 
     def wait_ready(self) -> None:
-        # The postmaster shows up by its working folder a moment after it was started.
-        grace = time.monotonic() + 5.0
+        process = self._started or self._process()
         _wait_ready(
-            self.name,
-            lambda: self._process() is not None or time.monotonic() < grace,
-            self._answers,
-            self._log,
+            self.name, lambda: process is not None and _alive(process), self._answers, self._log
         )
 
     def stop(self, note: Callable[[str], None]) -> None:
@@ -573,12 +576,19 @@ def _terminate(process: psutil.Process, how: signal.Signals, name: str) -> None:
                 f"{name} (process {process.pid}) did not stop within {_STOP_SECONDS:.0f} s"
             )
         time.sleep(0.02)
+    # Where the caller itself started it, the dead process stays listed until it is waited for.
+    with contextlib.suppress(psutil.Error):
+        process.wait(1)
 
 
 def _alive(process: psutil.Process) -> bool:
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        if not process.is_running():
+            return False
+        # A zombie whose other threads still exit holds its files and locks; one that is all gone
+        # stays listed where nobody waits for it.
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+    except psutil.Error:
         return False
 
 

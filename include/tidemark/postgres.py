@@ -1,6 +1,7 @@
 """Connections to PostgreSQL and the schema that Tidemark keeps there."""
 
 import hashlib
+import re
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -82,6 +83,9 @@ def connect(
             if settings.profile == "cluster"
             else f"PostgreSQL on 127.0.0.1:{settings.postgres_port}"
         )
+        fatal = re.search(r"FATAL:\s*(.*)", str(error))
+        if fatal is not None:
+            raise TidemarkError(f"{where} turned {role} away: {fatal[1].strip()}") from error
         reason = str(error).strip().splitlines()[-1].strip()
         raise TidemarkError(f"{where} does not answer ({reason}): is it up?") from error
     if role == "analyst":
