@@ -468,7 +468,9 @@ class _PostgresEngine:
         for folder in (self._settings.home, self._settings.run):
             os.chown(folder, -1, account.gid)
             folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXGRP)
-        _open_tree(binaries.parent)
+        package = binaries.parents[1]
+        for folder in (binaries.parent, package.with_name(f"{package.name}.libs")):
+            _open_tree(folder)
         passed: set[Path] = set()
         for target in (self._settings.home, binaries.parent):
             for folder in target.resolve().parents:
@@ -653,9 +655,10 @@ def _chown_tree(folder: Path, account: _Account) -> None:
 
 def _open_tree(folder: Path) -> None:
     """Undo a strict umask at install time on the wheel's binaries, which hold nothing secret."""
-    if folder.stat().st_mode & stat.S_IXOTH and (folder / "bin/postgres").stat().st_mode & 0o005:
+    if not folder.is_dir() or folder.stat().st_mode & stat.S_IXOTH:
         return
-    for path in (folder, *folder.rglob("*")):
+    # The folder itself comes last: once it is open, everything in it is.
+    for path in (*folder.rglob("*"), folder):
         mode = stat.S_IMODE(path.stat().st_mode)
         path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
 

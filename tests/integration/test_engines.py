@@ -41,6 +41,21 @@ def test_up_twice_and_down_twice(fresh_warehouse: Warehouse) -> None:
     assert not [state.pid for state in before.values() if psutil.pid_exists(state.pid or 0)]
 
 
+def test_several_up_at_once_start_each_engine_once(empty_home: Warehouse) -> None:
+    code = "from tidemark.cli import main; main()"
+    command = [sys.executable, "-c", code, "up", "--no-airflow", "--json"]
+    environment = {**os.environ, **empty_home.env}
+    calls = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    answers = [call.communicate()[0] for call in calls]
+    assert [call.returncode for call in calls] == [0, 0, 0]
+    assert len(set(answers)) == 1
+
+
 def test_up_after_kill_9_keeps_the_data(fresh_warehouse: Warehouse) -> None:
     settings = fresh_warehouse.settings
     clickhouse.execute(settings, "create table default.kept (x Int64) engine MergeTree order by x")
