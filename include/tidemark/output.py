@@ -70,7 +70,7 @@ def print_rows(
         table = Table()
         for index, column in enumerate(columns):
             numeric = any(isinstance(row[index], int | float | Decimal) for row in rows)
-            table.add_column(Text(column), justify="right" if numeric else "left")
+            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_plain(value)) for value in row))
         Console(file=file).print(table)

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from uuid import uuid4
 
 import pytest
@@ -54,21 +55,22 @@ def test_chunks_may_be_of_any_size(warehouse: Warehouse, table: str) -> None:
     clickhouse.stream_insert(
         warehouse.settings,
         f"insert into {table} format JSONEachRow",
-        (body[start:end] for start, end in zip(cuts, cuts[1:], strict=False)),
+        (body[start:end] for start, end in pairwise(cuts)),
     )
     assert rows_of(warehouse.settings, table) == (1000, sum(range(1000)))
 
 
 def test_an_insert_may_be_as_long_as_the_load_sql(warehouse: Warehouse, table: str) -> None:
-    expression = " + ".join(["0"] * 10_000)
+    # Quoted for the URL it becomes three times as long.
+    literal = "'" + "%" * 20_000 + "'"
     clickhouse.stream_insert(
         warehouse.settings,
-        f"insert into {table} select x + {expression}, s"
+        f"insert into {table} select x + length({literal}), s"
         " from input('x Int64, s String') format JSONEachRow",
         io.BytesIO(gzip.compress(lines(10))),
         content_encoding="gzip",
     )
-    assert rows_of(warehouse.settings, table) == (10, 45)
+    assert rows_of(warehouse.settings, table) == (10, 45 + 10 * 20_000)
 
 
 def test_an_error_has_its_code_and_inserts_nothing(warehouse: Warehouse, table: str) -> None:
