@@ -1,0 +1,104 @@
+"""``python -m chdb_http --config FILE``: run the endpoint until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from chdb_http.config import Config, ConfigError, load_config
+from chdb_http.engine import Engine, StartError, remove_leftovers
+from chdb_http.server import App
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: stopping is ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+def _bind(config: Config) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Without it each small answer waits for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}"
+        ) from error
+    return listener
+
+
+async def _run(config: Config, engine: Engine, listener: socket.socket) -> None:
+    app = App(config, engine)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            date_header=False,
+            http="httptools",
+            ws="none",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=None,
+        )
+    )
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        app.stopping = True
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    tending = asyncio.create_task(app.tend())
+    await server.serve(sockets=[listener])
+    tending.cancel()
+    await loop.run_in_executor(None, app.close)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the endpoint; the exit code is 0 after a graceful stop, 1 if it could not start."""
+    parser = argparse.ArgumentParser(prog="chdb_http", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the JSON configuration file")
+    options = parser.parse_args(argv)
+    try:
+        config = load_config(options.config)
+        listener = _bind(config)
+        engine = Engine(config)
+        engine.lock()
+        remove_leftovers(config.tmp)
+        logging.basicConfig(
+            filename=config.log.with_suffix(".http.log"),
+            level=logging.WARNING,
+            format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        )
+        engine.open()
+    except (ConfigError, StartError) as error:
+        print(f"chdb_http: {error}", file=sys.stderr)
+        return 1
+    try:
+        asyncio.run(_run(config, engine, listener))
+    finally:
+        engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

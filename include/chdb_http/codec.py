@@ -1,0 +1,368 @@
+"""Bodies: decoding requests, framing what goes into the engine's pipe, encoding answers."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Protocol
+
+import lz4.frame
+import zstandard
+
+from chdb_http.errors import ClickHouseError
+
+try:
+    import brotli
+except ImportError:
+    brotli = None
+
+
+def _corrupt(message: str) -> ClickHouseError:
+    return ClickHouseError(354, "ZLIB_INFLATE_FAILED", message)
+
+
+class Decoder(Protocol):
+    """Turns a request's encoded body into its bytes."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Decode a piece. Raises ClickHouseError for a corrupt one."""
+
+    def finish(self) -> None:
+        """Raises ClickHouseError if the stream is not whole."""
+
+
+class PlainDecoder:
+    """The body as it is."""
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def finish(self) -> None:
+        return None
+
+
+class ZlibDecoder:
+    """gzip with any number of members, or deflate (zlib or raw)."""
+
+    def __init__(self, name: str) -> None:
+        self._window = 31 if name == "gzip" else 47
+        self._raw = name == "deflate"
+        self._stream = zlib.decompressobj(self._window)
+        self._fed = False
+
+    def feed(self, data: bytes) -> bytes:
+        out = []
+        while data:
+            if self._stream.eof:
+                self._stream = zlib.decompressobj(self._window)
+            try:
+                out.append(self._stream.decompress(data))
+            except zlib.error as error:
+                if not (self._raw and not self._fed):
+                    raise _corrupt(f"inflate failed: {error}") from None
+                self._window = -15
+                self._stream = zlib.decompressobj(self._window)
+                out.append(self._stream.decompress(data))
+            self._fed = True
+            data = self._stream.unused_data if self._stream.eof else b""
+        return b"".join(out)
+
+    def finish(self) -> None:
+        if self._fed and not self._stream.eof:
+            raise _corrupt("inflate failed: the body ends in the middle of the stream")
+
+
+class FrameDecoder:
+    """zstd, lz4 or br: streams of frames with an end mark."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._stream = self._make()
+        self._fed = False
+
+    def _make(self):  # type: ignore[no-untyped-def]
+        if self._name == "zstd":
+            return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        if self._name == "lz4":
+            return lz4.frame.LZ4FrameDecompressor()
+        return brotli.Decompressor()
+
+    def feed(self, data: bytes) -> bytes:
+        out = []
+        try:
+            if self._name == "br":
+                self._fed = self._fed or bool(data)
+                return bytes(self._stream.process(data))
+            while data:
+                if self._stream.eof:
+                    self._stream = self._make()
+                out.append(self._stream.decompress(data))
+                self._fed = True
+                data = self._stream.unused_data or b"" if self._stream.eof else b""
+        except (zstandard.ZstdError, RuntimeError, EOFError, ValueError) as error:
+            raise _corrupt(f"{self._name} decompression failed: {error}") from None
+        except Exception as error:
+            if brotli is None or not isinstance(error, brotli.error):
+                raise
+            raise _corrupt(f"br decompression failed: {error}") from None
+        return b"".join(out)
+
+    def finish(self) -> None:
+        whole = self._stream.is_finished() if self._name == "br" else self._stream.eof
+        if self._fed and not whole:
+            raise _corrupt(f"{self._name}: the body ends in the middle of the stream")
+
+
+def decoder(encoding: str) -> Decoder:
+    """The decoder for a Content-Encoding. Raises ClickHouseError for an unknown one."""
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return PlainDecoder()
+    if name in ("gzip", "x-gzip"):
+        return ZlibDecoder("gzip")
+    if name == "deflate":
+        return ZlibDecoder("deflate")
+    if name in ("zstd", "lz4") or (name == "br" and brotli is not None):
+        return FrameDecoder(name)
+    raise ClickHouseError(
+        417, "UNKNOWN_COMPRESSION_METHOD", f"Unknown Content-Encoding: {encoding}"
+    )
+
+
+class Feed(Protocol):
+    """What is written into the engine's pipe.
+
+    The engine reads a pipe's end as the end of the data, so every feed uses a framing in which a
+    missing end is an error: a body that breaks off can never look complete.
+    """
+
+    compression: str
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to write for a piece of the body. Raises ClickHouseError."""
+
+    def finish(self) -> bytes:
+        """The bytes that make the stream whole. Raises ClickHouseError if it is not."""
+
+    def abort(self) -> bytes:
+        """Bytes after which the engine must fail."""
+
+
+class StoredFeed:
+    """Any decoder's output as gzip blocks without compression, which end in a checksum."""
+
+    compression = "gzip"
+
+    def __init__(self, source: Decoder) -> None:
+        self._source = source
+        self._begun = False
+        self._crc = 0
+        self._size = 0
+
+    def feed(self, data: bytes) -> bytes:
+        return self.frame(self._source.feed(data))
+
+    def frame(self, data: bytes) -> bytes:
+        """Frame bytes that are decoded already."""
+        out = [] if self._begun else [b"\x1f\x8b\x08\0\0\0\0\0\0\xff"]
+        self._begun = True
+        self._crc = zlib.crc32(data, self._crc)
+        self._size += len(data)
+        view = memoryview(data)
+        for at in range(0, len(view), 65535):
+            piece = view[at : at + 65535]
+            out.append(struct.pack("<BHH", 0, len(piece), len(piece) ^ 0xFFFF))
+            out.append(piece)  # type: ignore[arg-type]
+        return b"".join(out)
+
+    def finish(self) -> bytes:
+        self._source.finish()
+        head = b"" if self._begun else self.frame(b"")
+        return head + b"\x01\0\0\xff\xff" + struct.pack("<II", self._crc, self._size & 0xFFFFFFFF)
+
+    def abort(self) -> bytes:
+        # Block type 3 does not exist.
+        return (b"" if self._begun else self.frame(b"")) + b"\x07"
+
+
+class GzipFeed:
+    """A gzip body as it came: the engine inflates it, and checks its end and its checksum."""
+
+    compression = "gzip"
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def finish(self) -> bytes:
+        return b""
+
+    def abort(self) -> bytes:
+        # After a whole member this is a bad header; inside one it is bad data or a missing end.
+        return b"\0" * 32
+
+
+class ZstdFeed:
+    """A zstd body as it came, cut at block ends.
+
+    The engine takes a zstd stream that breaks off for a complete one, so blocks are passed on only
+    when whole, and a broken stream gets a block of a type that does not exist.
+    """
+
+    compression = "zstd"
+    _MAGIC = 0xFD2FB528
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._state = "frame"
+        self._checksum = False
+
+    def _need(self) -> tuple[int, str]:
+        """How many buffered bytes make the next whole unit, and the state behind it; 0 for more."""
+        data = self._buffer
+        if self._state == "checksum":
+            return 4, "frame"
+        if self._state == "block":
+            if len(data) < 3:
+                return 0, ""
+            head = int.from_bytes(data[:3], "little")
+            kind, size = head >> 1 & 3, head >> 3
+            if kind == 3:
+                raise _corrupt("zstd: reserved block type")
+            after = "block" if not head & 1 else "checksum" if self._checksum else "frame"
+            return 3 + (1 if kind == 1 else size), after
+        if len(data) < 8:
+            return 0, ""
+        magic = int.from_bytes(data[:4], "little")
+        if magic & 0xFFFFFFF0 == 0x184D2A50:
+            return 8 + int.from_bytes(data[4:8], "little"), "frame"
+        if magic != self._MAGIC:
+            raise _corrupt("zstd: not a zstd frame")
+        flags = data[4]
+        self._checksum = bool(flags & 4)
+        single = flags & 0x20
+        size = (1 if single else 0, 2, 4, 8)[flags >> 6]
+        return 5 + (0 if single else 1) + (0, 1, 2, 4)[flags & 3] + size, "block"
+
+    def feed(self, data: bytes) -> bytes:
+        self._buffer += data
+        out = bytearray()
+        while self._buffer:
+            need, after = self._need()
+            if not need or len(self._buffer) < need:
+                break
+            out += self._buffer[:need]
+            del self._buffer[:need]
+            self._state = after
+        return bytes(out)
+
+    def finish(self) -> bytes:
+        if self._buffer or self._state != "frame":
+            raise _corrupt("zstd: the body ends in the middle of the stream")
+        return b""
+
+    def abort(self) -> bytes:
+        if self._state == "block":
+            return b"\x07\0\0"
+        return b"\0" * 32
+
+
+def feed_for(encoding: str) -> Feed:
+    """The feed for a Content-Encoding. Raises ClickHouseError for an unknown one."""
+    name = encoding.strip().lower()
+    if name in ("gzip", "x-gzip"):
+        return GzipFeed()
+    if name == "zstd":
+        return ZstdFeed()
+    return StoredFeed(decoder(name))
+
+
+class Encoder(Protocol):
+    """Turns an answer's bytes into what its Content-Encoding says."""
+
+    name: str
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+
+class ZlibEncoder:
+    """gzip or deflate (zlib)."""
+
+    def __init__(self, name: str, level: int) -> None:
+        self.name = name
+        self._stream = zlib.compressobj(level, zlib.DEFLATED, 31 if name == "gzip" else 15)
+
+    def feed(self, data: bytes) -> bytes:
+        return self._stream.compress(data)
+
+    def finish(self) -> bytes:
+        return self._stream.flush()
+
+
+class ZstdEncoder:
+    """zstd."""
+
+    name = "zstd"
+
+    def __init__(self, level: int) -> None:
+        self._stream = zstandard.ZstdCompressor(level=level).compressobj()
+
+    def feed(self, data: bytes) -> bytes:
+        return self._stream.compress(data)
+
+    def finish(self) -> bytes:
+        return self._stream.flush()
+
+
+class Lz4Encoder:
+    """An lz4 frame."""
+
+    name = "lz4"
+
+    def __init__(self) -> None:
+        self._stream = lz4.frame.LZ4FrameCompressor()
+        self._begun = False
+
+    def feed(self, data: bytes) -> bytes:
+        head = b"" if self._begun else self._stream.begin()
+        self._begun = True
+        return bytes(head + self._stream.compress(data))
+
+    def finish(self) -> bytes:
+        head = b"" if self._begun else self._stream.begin()
+        return bytes(head + self._stream.flush())
+
+
+class BrotliEncoder:
+    """br."""
+
+    name = "br"
+
+    def __init__(self, level: int) -> None:
+        self._stream = brotli.Compressor(quality=level)
+
+    def feed(self, data: bytes) -> bytes:
+        return bytes(self._stream.process(data))
+
+    def finish(self) -> bytes:
+        return bytes(self._stream.finish())
+
+
+def encoder(accept: str, level: int) -> Encoder | None:
+    """The encoder a client's Accept-Encoding asks for, by the server's order of preference."""
+    names = {
+        name.split(";")[0].strip().lower()
+        for name in accept.split(",")
+        if not name.replace(" ", "").endswith(";q=0")
+    }
+    if "br" in names and brotli is not None and not names & {"zstd", "lz4", "gzip"}:
+        return BrotliEncoder(min(level, 11))
+    if "lz4" in names and "zstd" not in names:
+        return Lz4Encoder()
+    if "zstd" in names:
+        return ZstdEncoder(level)
+    for name in ("gzip", "deflate"):
+        if name in names:
+            return ZlibEncoder(name, min(level, 9))
+    return None

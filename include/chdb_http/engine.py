@@ -1,0 +1,210 @@
+"""The chDB engine: its configuration, its lock, its connections."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote as url_quote
+from xml.sax.saxutils import escape
+
+from chdb_http.config import Config
+from chdb_http.errors import EngineError
+from chdb_http.sql import quote
+
+# What clickhouse-local changes from the server's defaults, set back; and reads of pipes must be
+# plain read() calls.
+_DEFAULTS = {
+    "implicit_select": "0",
+    "allow_introspection_functions": "0",
+    "storage_file_read_method": "read",
+}
+
+
+class StartError(Exception):
+    """The engine could not be opened: the folder is taken, damaged or not writable."""
+
+
+def _xml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        parts = []
+        for key, item in value.items():
+            for one in item if isinstance(item, list) else [item]:
+                parts.append(f"<{key}>{_xml(one)}</{key}>")
+        return "".join(parts)
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return escape(str(value))
+
+
+def server_config(config: Config) -> str:
+    """ClickHouse's own configuration file for these settings, as XML."""
+    tree: dict[str, Any] = {
+        "timezone": "UTC",
+        "logger": {
+            "level": "warning",
+            "log": str(config.log),
+            "errorlog": str(config.log.with_suffix(".err.log")),
+            "size": "100M",
+            "count": 3,
+        },
+        "user_files_path": str(config.user_files or config.data / "user_files") + "/",
+        "tmp_path": str(config.data / "tmp") + "/",
+        "send_crash_reports": {"enabled": False},
+        "max_server_memory_usage_to_ram_ratio": 0.8,
+        "mark_cache_size": 256 << 20,
+        "uncompressed_cache_size": 0,
+        **config.settings,
+    }
+    if config.backups:
+        tree["backups"] = {"allowed_path": [str(path) for path in config.backups]}
+    for key, value in config.server.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), Mapping):
+            tree[key] = {**tree[key], **value}
+        else:
+            tree[key] = value
+    return f"<clickhouse>{_xml(tree)}</clickhouse>\n"
+
+
+class Connection:
+    """One chDB connection. It runs one statement at a time and has its own SET and temporary tables."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def run(
+        self, sql: str, output_format: str = "TabSeparated", params: Mapping[str, str] | None = None
+    ) -> Any:
+        """Run one statement and return chDB's result. Raises EngineError."""
+        try:
+            return self._raw.query(sql, output_format, params=dict(params or {}))
+        except RuntimeError as error:
+            raise EngineError(str(error)) from None
+
+    def text(self, sql: str, params: Mapping[str, str] | None = None) -> str:
+        """A statement's result as tab separated text. Raises EngineError."""
+        return bytes(self.run(sql, "TabSeparatedRaw", params).bytes()).decode()
+
+    def classify(self, sql: str) -> tuple[str, int]:
+        """The class of a statement by the engine's parser, and how many statements there are."""
+        answer = self._raw.classify_query(sql)
+        return answer["query_class"].name, answer["statement_count"]
+
+    def set(self, settings: Mapping[str, str | None]) -> None:
+        """SET settings; None gives a setting its default back. Raises EngineError."""
+        if settings:
+            pairs = (
+                f"{name} = {'DEFAULT' if value is None else quote(value)}"
+                for name, value in settings.items()
+            )
+            self.run(f"SET {', '.join(pairs)}")
+
+    def close(self) -> None:
+        """Close the connection; its temporary tables go."""
+        self._raw.close()
+
+
+class Engine:
+    """The engine of one data folder, open in this process."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._lock_file: Any = None
+        self._keeper: Any = None
+        self._idle: list[Connection] = []
+        self._mutex = threading.Lock()
+        self._string = ""
+        self.version = ""
+        self.timezone = "UTC"
+
+    def lock(self) -> None:
+        """Take the data folder for this process. Raises StartError if another has it."""
+        config = self.config
+        try:
+            for folder in (config.data, config.tmp, config.log.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            config.data.chmod(0o700)
+            self._lock_file = open(config.data / "chdb_http.lock", "a+")  # noqa: SIM115
+        except OSError as error:
+            raise StartError(f"cannot use {error.filename}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock_file.seek(0)
+            owner = self._lock_file.read().strip() or "unknown"
+            raise StartError(
+                f"{config.data} is in use by another daemon (process {owner})"
+            ) from None
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"{os.getpid()}\n")
+        self._lock_file.flush()
+
+    def open(self) -> None:
+        """Start the engine. Raises StartError with the engine's reason."""
+        config = self.config
+        path = config.data / "chdb_http.xml"
+        path.write_text(server_config(config))
+        path.chmod(0o600)
+        if config.user_files:
+            config.user_files.mkdir(parents=True, exist_ok=True)
+        query = "&".join(f"{name}={value}" for name, value in _DEFAULTS.items())
+        self._string = f"{config.data}?config-file={url_quote(str(path))}&{query}"
+        # clickhouse-local takes its timezone from here, not from its configuration.
+        os.environ["TZ"] = "UTC"
+        try:
+            from chdb import _chdb
+
+            self._connect = _chdb.connect
+            _chdb.set_signal_handlers_enabled(False)
+            self._keeper = _chdb.connect(self._string)
+        except RuntimeError as error:
+            raise StartError(f"the engine did not open {config.data}: {error}") from error
+        keeper = Connection(self._keeper)
+        self.version, self.timezone = keeper.text("SELECT version(), timezone()").split()
+
+    def connect(self) -> Connection:
+        """A fresh connection: no session state but the defaults. Raises EngineError."""
+        try:
+            return Connection(self._connect(self._string))
+        except RuntimeError as error:
+            raise EngineError(str(error)) from None
+
+    def kill(self, thread_id: int) -> None:
+        """Cancel what a thread of this process runs in the engine, if anything."""
+        connection = self.connect()
+        try:
+            connection.run(
+                "KILL QUERY WHERE query_id IN (SELECT query_id FROM system.processes"
+                f" WHERE has(thread_ids, {thread_id})) ASYNC"
+            )
+        finally:
+            connection.close()
+
+    def query_id(self, thread_id: int) -> str | None:
+        """The engine's own id of what a thread runs."""
+        connection = self.connect()
+        try:
+            found = connection.text(
+                f"SELECT query_id FROM system.processes WHERE has(thread_ids, {thread_id})"
+            ).split()
+        finally:
+            connection.close()
+        return found[0] if found else None
+
+    def close(self) -> None:
+        """Close the engine; merges stop and everything is on disk."""
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete spooled answers a killed daemon left in its temporary folder."""
+    for path in folder.glob("chdb_http-*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,235 @@
+"""Just enough of ClickHouse's grammar to find where a statement's data, format and pipe go.
+
+Nothing here decides what a user may do: that is read from the engine's own parse (see guard).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chdb_http.errors import ClickHouseError
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|--[^\n]*|\#[!\ ][^\n]*|/\*.*?\*/)
+    |(?P<string>'(?:[^'\\]|\\.|'')*')
+    |(?P<quoted>`(?:[^`\\]|\\.|``)*`|"(?:[^"\\]|\\.|"")*")
+    |(?P<heredoc>\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
+    |(?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*)
+    |(?P<number>\d[\w.]*)
+    |(?P<punct>.)""",
+    re.S | re.X | re.A,
+)
+
+# After one of these an identifier is expected, so the word FORMAT is a name and no clause.
+_EXPECTS_NAME = frozenset(
+    """SELECT BY AS ON FROM WHERE PREWHERE HAVING QUALIFY AND OR NOT IN LIKE ILIKE BETWEEN WHEN THEN
+    ELSE CASE USING JOIN TABLE DISTINCT LIMIT OFFSET INTERVAL IS SETTINGS COLUMN DATABASE VIEW
+    DICTIONARY EXISTS DESCRIBE DESC WITH""".split()
+)
+_PRODUCES_ROWS = frozenset("SELECT WITH FROM SHOW DESCRIBE DESC EXISTS EXPLAIN CHECK".split())
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One lexeme and where it stands."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+    @property
+    def word(self) -> str:
+        """The upper-case text of a bare word, else nothing."""
+        return self.text.upper() if self.kind == "word" else ""
+
+
+@dataclass(frozen=True)
+class Insert:
+    """An INSERT whose rows come with the request, split at the places that matter (characters)."""
+
+    format: str
+    clause: int
+    keyword: int
+    data: int
+    source: tuple[int, int] | None
+    structure: str | None
+
+
+def tokens(text: str) -> Iterator[Token]:
+    """The statement's lexemes, without spaces and comments."""
+    for match in _TOKEN.finditer(text):
+        kind = match.lastgroup or "punct"
+        if kind == "tag":
+            kind = "heredoc"
+        if kind != "space":
+            yield Token(kind, match[0], match.start(), match.end())
+
+
+def _close(items: Iterator[Token]) -> list[Token]:
+    """The tokens up to the parenthesis that closes the one just read, without it."""
+    depth, inner = 1, []
+    for token in items:
+        if token.text == "(":
+            depth += 1
+        elif token.text == ")":
+            depth -= 1
+            if not depth:
+                return inner
+        inner.append(token)
+    raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: unmatched parentheses")
+
+
+def _after_format(text: str, at: int) -> int:
+    """Where data begins behind a format's name: spaces and at most one line end are skipped."""
+    while at < len(text) and text[at] in " \t\f":
+        at += 1
+    if text[at : at + 2] == "\r\n":
+        return at + 2
+    return at + 1 if text[at : at + 1] == "\n" else at
+
+
+def find_insert(text: str) -> Insert | None:
+    """Split an INSERT that takes rows from the request; None for any other statement.
+
+    Reads no further than the format's name, so the text may end in binary data or in the middle of
+    it. Raises ClickHouseError for FROM INFILE and for an ``input()`` without FORMAT.
+    """
+    stream = tokens(text)
+    token = next(stream, None)
+    depth = 0
+    if token and token.word == "WITH":
+        for token in stream:
+            depth += (token.text == "(") - (token.text == ")")
+            if not depth and token.word in ("INSERT", "SELECT", "FORMAT"):
+                break
+    if token is None or token.word != "INSERT":
+        return None
+    previous, depth, selects = token, 0, False
+    settings: int | None = None
+    source: tuple[int, int] | None = None
+    structure: str | None = None
+    token = next(stream, None)
+    while token and token.word in ("INTO", "TABLE"):
+        token = next(stream, None)
+    if token and token.word == "FUNCTION":
+        token = next(stream, None)
+    # The target's name is stepped over, so that a table may be called like a clause.
+    while token:
+        if token.text == "{":
+            while token and token.text != "}":
+                token = next(stream, None)
+        token = next(stream, None)
+        if token is None or token.text != ".":
+            break
+        token = next(stream, None)
+    while token:
+        word = token.word
+        if token.text == "(":
+            if previous.word == "INPUT" and selects and source is None:
+                inner = _close(stream)
+                end = next(stream, None)
+                last = inner[-1].end if inner else token.end
+                source = (previous.start, text.index(")", last) + 1)
+                structure = text[token.end : last]
+                previous, token = Token("punct", ")", source[1] - 1, source[1]), end
+                continue
+            depth += 1
+        elif token.text == ")":
+            depth -= 1
+        elif word == "SELECT":
+            selects = True
+        elif depth == 0 and word == "WITH":
+            selects = True
+        elif depth == 0 and word == "FROM" and not selects:
+            following = next(stream, None)
+            if following and following.word == "INFILE":
+                raise ClickHouseError(
+                    48, "NOT_IMPLEMENTED", "FROM INFILE is not available over HTTP: send the data"
+                )
+            selects, previous, token = True, token, following
+            continue
+        elif depth == 0 and word == "SETTINGS" and not selects:
+            settings = token.start
+        elif depth == 0 and word == "VALUES" and not selects:
+            clause = token.start if settings is None else settings
+            return Insert("Values", clause, token.start, token.end, None, None)
+        elif depth == 0 and word == "FORMAT" and not _expects_name(previous):
+            name = next(stream, None)
+            if name and name.kind == "word":
+                if selects and source is None:
+                    return None
+                clause = token.start if settings is None else settings
+                data = _after_format(text, name.end)
+                return Insert(name.text, clause, token.start, data, source, structure)
+            previous, token = token, name
+            continue
+        previous, token = token, next(stream, None)
+    if source is not None:
+        raise ClickHouseError(36, "BAD_ARGUMENTS", "FORMAT must be specified for function input()")
+    return None
+
+
+def _expects_name(previous: Token) -> bool:
+    if previous.kind == "punct":
+        return previous.text not in ")]}*"
+    return previous.word in _EXPECTS_NAME
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement without data: where its format stands and whether it gives rows."""
+
+    text: str
+    word: str
+    format: str | None
+    clause: int
+    rows: bool
+
+    def into(self, path: str, default_format: str) -> str:
+        """The statement, writing its result to a path of this process."""
+        head = self.text[: self.clause].rstrip()
+        tail = self.text[self.clause :] if self.format else f"FORMAT {default_format}"
+        return f"{head}\nINTO OUTFILE {quote(path)} TRUNCATE {tail}"
+
+
+def read_statement(text: str) -> Statement:
+    """Split a statement at its FORMAT clause.
+
+    Raises ClickHouseError for an empty one, for several statements at once and for INTO OUTFILE.
+    """
+    items = list(tokens(text))
+    while items and items[-1].text == ";":
+        items.pop()
+    if not items:
+        raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: Empty query")
+    text = text[: items[-1].end]
+    if any(item.text == ";" for item in items if item.kind == "punct"):
+        raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)")
+    word = next((item.word for item in items if item.text != "("), "")
+    name, clause, depth = None, len(text), 0
+    for at, item in enumerate(items):
+        if item.kind == "punct":
+            depth += (item.text in "([{") - (item.text in ")]}")
+        if depth or not item.word or at == 0:
+            continue
+        if item.word == "INTO" and at + 1 < len(items) and items[at + 1].word == "OUTFILE":
+            raise ClickHouseError(
+                48, "NOT_IMPLEMENTED", "INTO OUTFILE is not allowed over HTTP: read the answer"
+            )
+        if item.word != "FORMAT" or _expects_name(items[at - 1]) or at + 1 >= len(items):
+            continue
+        following = items[at + 2] if at + 2 < len(items) else None
+        if items[at + 1].kind == "word" and (following is None or following.word == "SETTINGS"):
+            name, clause = items[at + 1].text, item.start
+    rows = word in _PRODUCES_ROWS
+    if word == "WITH" and any(item.word == "INSERT" for item in items):
+        rows = False
+    return Statement(text, word, name, clause, rows)
+
+
+def quote(value: str) -> str:
+    """A string literal."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
