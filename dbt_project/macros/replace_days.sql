@@ -1,28 +1,28 @@
 {#-
-    Incremental models of this project replace whole days and know no other strategy.
+    Incremental models of this project know two strategies.
 
-    A model's SQL returns the rows of its scope, a set of (workspace_id, day), and no other row. It names both
-    in its meta:
-        day_column     the Date column that the model is partitioned by month on; default date_day
-        scope          the model that lists workspace_id and date_day to be replaced
+    replace_days replaces whole days. The model's SQL returns the rows of its scope, a set of days per workspace,
+    and no other row. Its meta says:
+        scope          the model that lists the workspace_id and date_day to be replaced
         measure_group  where given, only the scope's rows of this group count
+        scope_columns  the columns that tell what is replaced; default workspace_id and date_day
 
     The rows go into a work table of the same structure, the kept rows of the touched months follow, and each
     month is swapped in one step. A day without rows thereby loses what it had, which insert_overwrite and
     delete+insert do not do. Reads stay within the touched months. A killed run is simply run again.
+
+    append_versions adds newer versions of rows to a ReplacingMergeTree.
 -#}
 {% materialization incremental, adapter='clickhouse' %}
 
     {%- set strategy = config.get('incremental_strategy') -%}
-    {%- if strategy != 'replace_days' -%}
+    {%- if strategy not in ('replace_days', 'append_versions') -%}
         {{ exceptions.raise_compiler_error(
-            "Model " ~ model.name ~ ": incremental_strategy must be replace_days, not " ~ strategy
+            "Model " ~ model.name ~ ": incremental_strategy must be replace_days or append_versions, not " ~ strategy
         ) }}
     {%- endif -%}
 
     {%- set target_relation = this.incorporate(type='table') -%}
-    {%- set work_relation = make_temp_relation(target_relation, '__replace_days') -%}
-    {%- set day = config.get('meta', {}).get('day_column', 'date_day') -%}
 
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
@@ -30,14 +30,21 @@
     {% if load_cached_relation(this) is none %}
         {% do clickhouse__create_empty_table(False, target_relation, sql, config.get('contract').enforced) %}
         {% do persist_docs(target_relation, model) %}
+    {% else %}
+        {% do get_assert_columns_equivalent(sql) %}
     {% endif %}
 
-    {% set months = replace_days_months(day) %}
-    {% if months | length == 0 %}
-        {% call statement('main') %}select 'no day in scope'{% endcall %}
+    {% if strategy == 'append_versions' %}
+        {% call statement('main') %}
+            {{ insert_rows(target_relation, sql) }}
+        {% endcall %}
     {% else %}
-        {% do replace_days_fill(target_relation, work_relation, day, months) %}
-        {% do replace_days_swap(target_relation, work_relation, months) %}
+        {% set months = replace_days_months() %}
+        {% if months %}
+            {% do replace_days_swap(target_relation, replace_days_fill(target_relation, months), months) %}
+        {% else %}
+            {% call statement('main') %}select 'no day in scope'{% endcall %}
+        {% endif %}
     {% endif %}
 
     {{ run_hooks(post_hooks, inside_transaction=True) }}
@@ -49,15 +56,31 @@
 {% endmaterialization %}
 
 
-{#- The query of a model's scope: workspace_id, date_day. -#}
+{% macro insert_rows(relation, query) %}
+    {%- set columns = '`' ~ model['columns'].values() | map(attribute='name') | join('`, `') ~ '`' %}
+    insert into {{ relation }} ({{ columns }})
+    select {{ columns }}
+    from (
+        {{ query }}
+    )
+    {{ adapter.get_model_query_settings(model) }}
+{% endmacro %}
+
+
+{% macro replace_days_columns() %}
+    {{ return(config.get('meta', {}).get('scope_columns', ['workspace_id', 'date_day']) | join(', ')) }}
+{% endmacro %}
+
+
+{#- The query of a model's scope. -#}
 {% macro replace_days_scope() %}
     {%- set meta = config.get('meta', {}) -%}
-    select workspace_id, date_day from {{ ref(meta['scope']) }}
+    select {{ replace_days_columns() }} from {{ ref(meta['scope']) }}
     {%- if meta.get('measure_group') %} where measure_group = '{{ meta['measure_group'] }}'{% endif -%}
 {% endmacro %}
 
 
-{% macro replace_days_months(day) %}
+{% macro replace_days_months() %}
     {% set rows = run_query(
         "select distinct toString(toYYYYMM(date_day)) from (" ~ replace_days_scope() ~ ") order by 1"
     ) %}
@@ -65,42 +88,35 @@
 {% endmacro %}
 
 
-{% macro replace_days_fill(target_relation, work_relation, day, months) %}
-    {% if config.get('contract').enforced %}
-        {% do get_assert_columns_equivalent(sql) %}
-    {% endif %}
-    {% do run_query("drop table if exists " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " sync") %}
+{% macro replace_days_fill(target_relation, months) %}
+    {% set work_relation = make_temp_relation(target_relation, '__replace_days') %}
+    {% do replace_days_drop(work_relation) %}
     {% do run_query(
         "create table " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " as " ~ target_relation
     ) %}
-
-    {% set columns = model['columns'].values() | map(attribute='name') | map('replace', '`', '') | list %}
-    {% set column_list = '`' ~ columns | join('`, `') ~ '`' %}
     {% call statement('main') %}
-        insert into {{ work_relation }} ({{ column_list }})
-        select {{ column_list }}
-        from (
-            {{ sql }}
-        )
-        {{ adapter.get_model_query_settings(model) }}
+        {{ insert_rows(work_relation, sql) }}
     {% endcall %}
-    {% do replace_days_check(work_relation, day) %}
-    {% call statement('kept_rows') %}
-        insert into {{ work_relation }} ({{ column_list }})
-        select {{ column_list }}
+    {% do replace_days_check(work_relation) %}
+    {% set kept_rows %}
+        select *
         from {{ target_relation }}
         where
-            toYYYYMM({{ day }}) in ({{ months | join(', ') }})
-            and (workspace_id, {{ day }}) not in ({{ replace_days_scope() }})
+            toYYYYMM(date_day) in ({{ months | join(', ') }})
+            and ({{ replace_days_columns() }}) not in ({{ replace_days_scope() }})
+    {% endset %}
+    {% call statement('kept_rows') %}
+        {{ insert_rows(work_relation, kept_rows) }}
     {% endcall %}
+    {{ return(work_relation) }}
 {% endmacro %}
 
 
 {#- A row outside the scope would stand beside the kept row of its day, counted twice. -#}
-{% macro replace_days_check(work_relation, day) %}
+{% macro replace_days_check(work_relation) %}
     {% set strays = run_query(
-        "select toString(workspace_id), toString(" ~ day ~ ") from " ~ work_relation
-        ~ " where (workspace_id, " ~ day ~ ") not in (" ~ replace_days_scope() ~ ") limit 1"
+        "select toString(workspace_id), toString(date_day) from " ~ work_relation
+        ~ " where (" ~ replace_days_columns() ~ ") not in (" ~ replace_days_scope() ~ ") limit 1"
     ) %}
     {% if strays | length %}
         {{ exceptions.raise_compiler_error(
@@ -112,10 +128,11 @@
 
 
 {% macro replace_days_swap(target_relation, work_relation, months) %}
-    {% set filled = run_query(
+    {% set parts = run_query(
         "select distinct partition_id from system.parts where active and database = '" ~ work_relation.schema
         ~ "' and table = '" ~ work_relation.identifier ~ "'"
-    ).columns[0].values() | list %}
+    ) %}
+    {% set filled = parts.columns[0].values() | list if parts | length else [] %}
     {% set changes = [] %}
     {% for month in months %}
         {% if month in filled %}
@@ -127,5 +144,10 @@
     {% do run_query(
         "alter table " ~ target_relation ~ " " ~ on_cluster_clause(target_relation) ~ " " ~ changes | join(', ')
     ) %}
+    {% do replace_days_drop(work_relation) %}
+{% endmacro %}
+
+
+{% macro replace_days_drop(work_relation) %}
     {% do run_query("drop table if exists " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " sync") %}
 {% endmacro %}

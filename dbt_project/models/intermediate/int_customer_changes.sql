@@ -1,0 +1,184 @@
+{#- Read by name: both are rebuilt after this model, which wants what the last build left in them. -#}
+{% set stored_customers = stored_relation('int_customers') %}
+{% set stored_orders = stored_relation('int_orders') %}
+
+with
+
+scope as (
+    select * from {{ ref('int_scope_days') }}
+    where measure_group in ('orders', 'payments')
+),
+
+sales as (
+    select
+        workspace_id,
+        measure_group,
+        date_day,
+        source,
+        order_id,
+        created_at,
+        customer_key
+    from {{ ref('int_sales') }}
+    where
+        is_counted
+        and customer_key != ''
+        and {{ on_days('scope') }}
+        and (workspace_id, measure_group, date_day) in (select workspace_id, measure_group, date_day from scope)
+),
+
+-- Ids of one source that are numbers are told apart as numbers.
+first_in_scope as (
+    select
+        workspace_id,
+        customer_key,
+        min((created_at, source, toUInt64OrZero(order_id), order_id, measure_group, date_day)) as first_sale
+    from sales
+    group by workspace_id, customer_key
+),
+
+{% if stored_customers and stored_orders %}
+stored_sales as (
+    select * from {{ stored_orders }}
+),
+
+touched_customers as (
+    select
+        workspace_id,
+        customer_key
+    from first_in_scope
+    union distinct
+    select
+        workspace_id,
+        customer_key
+    from stored_sales
+    where
+        is_new_customer
+        and {{ on_days('scope') }}
+        and (workspace_id, measure_group, date_day) in (select workspace_id, measure_group, date_day from scope)
+),
+
+customers as (
+    select * from {{ stored_customers }} final
+    where (workspace_id, customer_key) in (select workspace_id, customer_key from touched_customers)
+),
+
+-- Their first order is in scope and no longer what it was: any order of theirs may be the first now.
+unsettled_customers as (
+    select
+        workspace_id,
+        customer_key
+    from customers
+    where
+        (workspace_id, first_measure_group, first_date) in (
+            select workspace_id, measure_group, date_day from scope
+        )
+        and (workspace_id, customer_key, first_source, first_order_id, first_created_at) not in (
+            select workspace_id, customer_key, source, order_id, created_at from sales
+        )
+),
+
+first_elsewhere as (
+    select
+        workspace_id,
+        customer_key,
+        min((created_at, source, toUInt64OrZero(order_id), order_id, measure_group, date_day)) as first_sale
+    from stored_sales
+    where
+        is_counted
+        and (workspace_id, customer_key) in (select workspace_id, customer_key from unsettled_customers)
+        and customer_key in (select customer_key from unsettled_customers)
+        and (workspace_id, measure_group, date_day) not in (
+            select workspace_id, measure_group, date_day from scope
+        )
+    group by workspace_id, customer_key
+),
+
+first_stored as (
+    select
+        workspace_id,
+        customer_key,
+        (
+            first_created_at, first_source, toUInt64OrZero(first_order_id), first_order_id,
+            first_measure_group, first_date
+        ) as first_sale
+    from customers
+    where (workspace_id, customer_key) not in (select workspace_id, customer_key from unsettled_customers)
+),
+{% endif %}
+
+candidates as (
+    select
+        workspace_id,
+        customer_key,
+        first_sale
+    from first_in_scope
+    {% if stored_customers and stored_orders %}
+    union all
+    select
+        workspace_id,
+        customer_key,
+        first_sale
+    from first_elsewhere
+    union all
+    select
+        workspace_id,
+        customer_key,
+        first_sale
+    from first_stored
+    {% endif %}
+),
+
+firsts as (
+    select
+        workspace_id,
+        customer_key,
+        min(candidates.first_sale) as first_sale
+    from candidates
+    group by workspace_id, customer_key
+),
+
+compared as (
+    {% if stored_customers and stored_orders %}
+    select
+        if(firsts.customer_key = '', customers.workspace_id, firsts.workspace_id) as workspace_id,
+        if(firsts.customer_key = '', customers.customer_key, firsts.customer_key) as customer_key,
+        firsts.first_sale as first_sale,
+        firsts.customer_key = '' as is_deleted,
+        customers.customer_key != '' as was_known,
+        (customers.first_created_at, customers.first_source, customers.first_order_id) as known_sale
+    from firsts
+    full join customers
+        on
+            firsts.workspace_id = customers.workspace_id
+            and firsts.customer_key = customers.customer_key
+    {% else %}
+    select
+        workspace_id,
+        customer_key,
+        first_sale,
+        false as is_deleted,
+        false as was_known,
+        (first_sale.1, first_sale.2, '') as known_sale
+    from firsts
+    {% endif %}
+),
+
+final as (
+    select
+        cast(workspace_id as LowCardinality(String)) as workspace_id,
+        customer_key,
+        first_sale.1 as first_created_at,
+        cast(first_sale.2 as LowCardinality(String)) as first_source,
+        first_sale.4 as first_order_id,
+        cast(first_sale.5 as LowCardinality(String)) as first_measure_group,
+        first_sale.6 as first_date,
+        cast(is_deleted as Bool) as is_deleted,
+        cast(was_known as Bool) as was_known
+    from compared
+    where
+        is_deleted
+        or not was_known
+        or known_sale != (first_sale.1, first_sale.2, first_sale.4)
+)
+
+select * from final

@@ -1,0 +1,34 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='append_versions',
+        full_refresh=false,
+        engine='ReplacingMergeTree(version, is_deleted)',
+        order_by='(workspace_id, customer_key)',
+        settings={'index_granularity': 32},
+    )
+}}
+
+-- depends_on: {{ ref('int_dirty_order_days') }}
+
+with
+
+changes as (
+    select * from {{ ref('int_customer_changes') }}
+),
+
+final as (
+    select
+        workspace_id,
+        customer_key,
+        first_created_at,
+        first_source,
+        first_order_id,
+        first_measure_group,
+        first_date,
+        toUInt8(is_deleted) as is_deleted,
+        toUInt64(toUnixTimestamp64Micro(now64(6))) as version
+    from changes
+)
+
+select * from final

@@ -1,0 +1,289 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='replace_days',
+        full_refresh=false,
+        meta={
+            'scope': 'int_dirty_order_days',
+            'scope_columns': ['workspace_id', 'measure_group', 'date_day'],
+        },
+        partition_by='toYYYYMM(date_day)',
+        order_by='(workspace_id, date_day, source, order_id)',
+        settings={'index_granularity': 256},
+        indexes=[
+            {'name': 'customer', 'definition': 'customer_key type bloom_filter(0.001) granularity 1'},
+        ],
+    )
+}}
+
+{% set amounts = {
+    'total': 'revenue',
+    'gross_sales': 'gross_sales',
+    'discounts': 'discounts',
+    'shipping': 'shipping',
+    'taxes': 'taxes',
+} %}
+
+with
+
+dirty_days as (
+    select * from {{ ref('int_dirty_order_days') }}
+),
+
+sales as (
+    select * from {{ ref('int_sales') }}
+    where
+        {{ on_days('dirty_days') }}
+        and (workspace_id, measure_group, date_day) in (
+            select workspace_id, measure_group, date_day from dirty_days
+        )
+),
+
+purchase_links as (
+    select * from {{ ref('int_purchase_links') }}
+    where {{ on_days('dirty_days', before=31, after=31) }}
+),
+
+sessions as (
+    select * from {{ ref('int_sessions') }}
+    where
+        is_start
+        and not is_bot
+        and platform != 'direct'
+),
+
+customers as (
+    select * from {{ ref('int_customers') }} final
+    where
+        (workspace_id, customer_key) in (
+            select workspace_id, customer_key from sales where is_counted and customer_key != ''
+        )
+),
+
+rates as (
+    select * from {{ ref('int_fx_rates') }}
+    where date_day in (select date_day from dirty_days)
+),
+
+workspaces as (
+    select * from {{ ref('stg_reference__workspaces') }}
+),
+
+linked_visitors as (
+    select
+        sales.workspace_id as workspace_id,
+        sales.source as source,
+        sales.order_id as order_id,
+        argMin(purchase_links.anonymous_id, (purchase_links.event_at, purchase_links.anonymous_id)) as visitor_id
+    from sales
+    inner join purchase_links
+        on
+            sales.workspace_id = purchase_links.workspace_id
+            and sales.order_id = purchase_links.order_id
+    where
+        sales.measure_group = 'orders'
+        and purchase_links.date_day between sales.date_day - 31 and sales.date_day + 31
+    group by sales.workspace_id, sales.source, sales.order_id
+),
+
+visits as (
+    select
+        sales.workspace_id as workspace_id,
+        sales.date_day as date_day,
+        sales.source as source,
+        sales.order_id as order_id,
+        sales.created_at as created_at,
+        if(sales.measure_group = 'payments', sales.visitor_id, linked_visitors.visitor_id) as visitor_id
+    from sales
+    left join linked_visitors
+        on
+            sales.workspace_id = linked_visitors.workspace_id
+            and sales.source = linked_visitors.source
+            and sales.order_id = linked_visitors.order_id
+),
+
+visitor_sessions as (
+    select
+        workspace_id,
+        anonymous_id,
+        session_key,
+        started_at,
+        platform,
+        campaign,
+        traffic_source,
+        medium,
+        source_rule_id
+    from sessions
+    where
+        {{ on_days('dirty_days', before=31) }}
+        and anonymous_id in (select visitor_id from visits where visitor_id != '')
+),
+
+attributions as (
+    select
+        visits.workspace_id as workspace_id,
+        visits.source as source,
+        visits.order_id as order_id,
+        argMax(
+            (
+                visitor_sessions.platform, visitor_sessions.campaign, visitor_sessions.traffic_source,
+                visitor_sessions.medium, visitor_sessions.source_rule_id
+            ),
+            (visitor_sessions.started_at, visitor_sessions.session_key)
+        ) as origin
+    from visits
+    inner join visitor_sessions
+        on
+            visits.workspace_id = visitor_sessions.workspace_id
+            and visits.visitor_id = visitor_sessions.anonymous_id
+    where
+        visitor_sessions.started_at >= visits.created_at - interval 720 hour
+        and visitor_sessions.started_at <= visits.created_at
+    group by visits.workspace_id, visits.source, visits.order_id
+),
+
+{% if is_incremental() %}
+-- Where the pixel rows behind an order are purged, what it was attributed to is all that is left of them.
+frozen_days as (
+    select
+        workspace_id,
+        local_date as date_day
+    from {{ source('retention', 'frozen_days') }} final
+    where measure_group = 'pixel'
+),
+
+stored_attributions as (
+    select
+        workspace_id,
+        source,
+        order_id,
+        visitor_id,
+        (platform, campaign, traffic_source, medium, source_rule_id) as origin
+    from {{ this }}
+    where
+        attribution = 'session'
+        and {{ on_days('dirty_days') }}
+        and (workspace_id, date_day) in (
+            select
+                workspace_id,
+                date_day + arrayJoin(range(32))
+            from frozen_days
+        )
+),
+{% endif %}
+
+attributed as (
+    select
+        sales.workspace_id as workspace_id,
+        sales.measure_group as measure_group,
+        sales.date_day as date_day,
+        sales.source as source,
+        sales.order_id as order_id,
+        sales.created_at as created_at,
+        sales.is_counted as is_counted,
+        sales.currency as currency,
+        sales.total as total,
+        sales.gross_sales as gross_sales,
+        sales.discounts as discounts,
+        sales.shipping as shipping,
+        sales.taxes as taxes,
+        sales.customer_key as customer_key,
+        {% if is_incremental() %}
+        if(visits.visitor_id = '', stored_attributions.visitor_id, visits.visitor_id) as visitor_id,
+        {% else %}
+        visits.visitor_id as visitor_id,
+        {% endif %}
+        multiIf(
+            attributions.origin.1 != '',
+            ('session', attributions.origin),
+            {% if is_incremental() %}
+            stored_attributions.origin.1 != '',
+            ('session', stored_attributions.origin),
+            {% endif %}
+            sales.platform != 'direct',
+            (
+                'landing',
+                (sales.platform, sales.campaign, sales.traffic_source, sales.medium, sales.source_rule_id)
+            ),
+            ('direct', ('direct', '', '', '', sales.source_rule_id))
+        ) as attribution,
+        -- An order that does not count needs no rate.
+        if(sales.is_counted, sales.currency, workspaces.currency) as from_currency,
+        workspaces.currency as to_currency,
+        workspaces.currency_exponent as exponent
+    from sales
+    left join workspaces on sales.workspace_id = workspaces.workspace_id
+    left join visits
+        on
+            sales.workspace_id = visits.workspace_id
+            and sales.source = visits.source
+            and sales.order_id = visits.order_id
+    left join attributions
+        on
+            sales.workspace_id = attributions.workspace_id
+            and sales.source = attributions.source
+            and sales.order_id = attributions.order_id
+    {% if is_incremental() %}
+    left join stored_attributions
+        on
+            sales.workspace_id = stored_attributions.workspace_id
+            and sales.source = stored_attributions.source
+            and sales.order_id = stored_attributions.order_id
+    {% endif %}
+),
+
+rated as (
+    select
+        attributed.*,
+        {{ fx_rate('rates.rate', 'attributed.date_day', 'attributed.from_currency', 'attributed.to_currency') }} as rate
+    from attributed
+    left join rates
+        on
+            attributed.date_day = rates.date_day
+            and attributed.from_currency = rates.from_currency
+            and attributed.to_currency = rates.to_currency
+),
+
+final as (
+    select
+        rated.workspace_id as workspace_id,
+        rated.measure_group as measure_group,
+        rated.date_day as date_day,
+        rated.source as source,
+        rated.order_id as order_id,
+        rated.created_at as created_at,
+        rated.is_counted as is_counted,
+        rated.currency as currency,
+        rated.total as amount,
+        {% for amount, measure in amounts.items() %}
+        toDecimal64(
+            if(rated.is_counted, {{ convert_money('rated.' ~ amount, 'rated.rate', 'rated.exponent') }}, 0), 4
+        ) as {{ measure }},
+        {% endfor %}
+        rated.customer_key as customer_key,
+        cast(
+            rated.is_counted
+            and rated.customer_key != ''
+            and customers.first_source = rated.source
+            and customers.first_order_id = rated.order_id as Bool
+        ) as is_new_customer,
+        if(
+            rated.is_counted and customers.customer_key != '',
+            toStartOfMonth(customers.first_date),
+            toDate(0)
+        ) as cohort_month,
+        rated.visitor_id as visitor_id,
+        cast(rated.attribution.1 as LowCardinality(String)) as attribution,
+        cast(rated.attribution.2.1 as LowCardinality(String)) as platform,
+        rated.attribution.2.2 as campaign,
+        cast(rated.attribution.2.3 as LowCardinality(String)) as traffic_source,
+        cast(rated.attribution.2.4 as LowCardinality(String)) as medium,
+        cast(rated.attribution.2.5 as LowCardinality(String)) as source_rule_id
+    from rated
+    left join customers
+        on
+            rated.workspace_id = customers.workspace_id
+            and rated.customer_key = customers.customer_key
+)
+
+select * from final
