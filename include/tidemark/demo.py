@@ -485,18 +485,18 @@ def _campaigns(workspace: Workspace) -> tuple[Campaign, ...]:
             ("amazon_ads", "SP - Mugs", 27, 3, "EUR"),
         ),
         "harbour-home": (
-            ("google_ads", "Marque", 33, 2, "EUR"),
-            ("google_ads", "Shopping Luminaires", 88, 3, "EUR"),
-            ("meta_ads", "Maison Collection", 104, 4, "EUR"),
-            ("meta_ads", "Reciblage", 35, 2, "EUR"),
-            ("pinterest_ads", "Inspiration Salon", 41, 3, "EUR"),
-            ("tiktok_ads", "Avant Apres", 160, 2, "SEK"),
+            ("google_ads", "Marque", 64, 2, "EUR"),
+            ("google_ads", "Shopping Luminaires", 190, 3, "EUR"),
+            ("meta_ads", "Maison Collection", 236, 4, "EUR"),
+            ("meta_ads", "Reciblage", 78, 2, "EUR"),
+            ("pinterest_ads", "Inspiration Salon", 92, 3, "EUR"),
+            ("tiktok_ads", "Avant Apres", 610, 2, "SEK"),
         ),
         "wren-studio": (
-            ("google_ads", "Brand US", 44, 2, "USD"),
-            ("google_ads", "Template Search", 71, 3, "USD"),
-            ("meta_ads", "Creators Lookalike", 66, 3, "GBP"),
-            ("tiktok_ads", "Studio Tour", 39, 2, "USD"),
+            ("google_ads", "Brand US", 70, 2, "USD"),
+            ("google_ads", "Template Search", 142, 3, "USD"),
+            ("meta_ads", "Creators Lookalike", 98, 3, "GBP"),
+            ("tiktok_ads", "Studio Tour", 64, 2, "USD"),
         ),
     }
     base = 1_000 * (1 + [w.workspace_id for w in WORKSPACES].index(workspace.workspace_id))
@@ -526,6 +526,8 @@ _UTM = {
     "pinterest_ads": ("pinterest", "cpc", "epik", "https://www.pinterest.com/"),
     "amazon_ads": ("amazon", "cpc", "maas", "https://www.amazon.com/"),
 }
+# Against the sum of the weights below.
+_PAID_WEIGHT = 38
 _UNPAID: tuple[tuple[float, str, str, str, str], ...] = (
     # weight, utm_source, utm_medium, referrer, extra parameter
     (17, "", "", "", ""),
@@ -569,9 +571,10 @@ class _Arrivals:
             )
             for campaign in campaigns
         ]
+        budget = sum(campaign.budget for campaign in campaigns)
         self._weights = list(
             accumulate(
-                [campaign.budget / 11 for campaign in campaigns]
+                [_PAID_WEIGHT * campaign.budget / budget for campaign in campaigns]
                 + [weight for weight, *_ in _UNPAID]
             )
         )

