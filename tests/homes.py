@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class Warehouse:
 
 def run_cli(arguments: Sequence[str], env: Mapping[str, str]) -> Outcome:
     """Run the command line in this process with these TIDEMARK_* variables and no others."""
-    out, err = StringIO(), StringIO()
+    out = TextIOWrapper(BytesIO(), encoding="utf-8", newline="")
+    err = StringIO()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("TIDEMARK_")]:
             patch.delenv(name)
@@ -64,7 +65,8 @@ def run_cli(arguments: Sequence[str], env: Mapping[str, str]) -> Outcome:
             patch.setenv(name, value)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = cli.run(list(arguments))
-    return Outcome(code, out.getvalue(), err.getvalue())
+    out.flush()
+    return Outcome(code, out.buffer.getvalue().decode(), err.getvalue())
 
 
 def free_ports(count: int) -> list[int]:

@@ -53,6 +53,14 @@ _POSTGRES_OPTIONS: Mapping[str, str] = {
 }
 
 
+# The same for ClickHouse, whose log repeats statements and the values they fail on. chDB reads the
+# level from here and not from `logger.level`, and by default traces everything.
+_CLICKHOUSE_SERVER: Mapping[str, Any] = {
+    "log-level": "fatal",
+    "logger": {"errorlog_level": "fatal"},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
     """One engine as it stands: `pid` is None when it does not run."""
@@ -225,6 +233,7 @@ class _ClickHouseEngine:
                     for user, (secret, read_only) in users.items()
                 },
                 "log": str(self._log),
+                "server": _CLICKHOUSE_SERVER,
             },
         )
         note(f"starting ClickHouse on 127.0.0.1:{settings.clickhouse_port}")
@@ -527,6 +536,7 @@ def _spawn(
             stdout=descriptor,
             stderr=descriptor,
             start_new_session=True,
+            umask=0o077,
             **_run_as(account),
         )
     except OSError as error:

@@ -187,7 +187,8 @@ def test_no_secret_in_arguments_environment_or_logs(warehouse: Warehouse) -> Non
 
 def test_logs_repeat_no_values(warehouse: Warehouse) -> None:
     canary = "canary@example.com"
-    with postgres.connect(warehouse.settings, autocommit=True) as connection:
+    settings = warehouse.settings
+    with postgres.connect(settings, autocommit=True) as connection:
         with pytest.raises(psycopg.Error):
             connection.execute("select %s::int", [canary])
         connection.execute("create table control.canaries (x text primary key)")
@@ -195,9 +196,15 @@ def test_logs_repeat_no_values(warehouse: Warehouse) -> None:
         with pytest.raises(psycopg.errors.UniqueViolation):
             connection.execute("insert into control.canaries values (%s)", [canary])
         connection.execute("drop table control.canaries")
-    log = (warehouse.settings.logs / "postgres.log").read_text()
-    assert "ready to accept connections" in log
-    assert canary not in log
+    with pytest.raises(clickhouse.ClickHouseError, match=canary):
+        clickhouse.execute(settings, f"select toInt64('{canary}')")
+    insert = "insert into function null('x Int64') format JSONEachRow"
+    with pytest.raises(clickhouse.ClickHouseError, match=canary):
+        clickhouse.stream_insert(settings, insert, [b'{"x": "%s"}' % canary.encode()])
+    logs = {path.name: path.read_text() for path in settings.logs.iterdir()}
+    assert {"postgres.log", "clickhouse.log"} <= set(logs)
+    assert "ready to accept connections" in logs["postgres.log"]
+    assert not [name for name, text in logs.items() if canary in text]
 
 
 def test_migrations_run_again_only_when_changed(warehouse: Warehouse) -> None:
