@@ -70,10 +70,8 @@ class EngineError(ClickHouseError):
 def tidy(text: str) -> str:
     """Drop what running in process adds to a message: repeated codes and pipe names."""
     text = text.strip()
-    match = re.match(r"Code: (\d+)\. DB::\w+: (Code: \1\. DB::)", text)
-    if match:
-        text = text[match.start(2) :]
-        text = _NESTED.sub("", text)
+    while match := re.match(r"Code: (\d+)\. DB::\w+: (Code: \1\. DB::)", text):
+        text = _NESTED.sub("", text[match.start(2) :])
         text = re.sub(r"\(([A-Z_0-9]+)\)\. \(\1\)$", r"(\1)", text)
     text = re.sub(r":? ?\(in file/uri /proc/self/fd/\d+\)", "", text)
     return re.sub(r"/proc/self/fd/\d+", "the request's body", text)

@@ -12,36 +12,25 @@ from chdb_http.sql import tokens
 
 # Table functions that read nothing but the warehouse and their own arguments.
 READER_TABLE_FUNCTIONS = frozenset(
-    """numbers numbers_mt zeros zeros_mt generaterandom generateseries generate_series values null view
-    merge primes viewifpermitted fuzzjson""".split()
+    ["numbers", "numbers_mt", "zeros", "zeros_mt", "generaterandom", "generateseries", "generate_series", "values", "null", "view", "merge", "primes", "viewifpermitted", "fuzzjson"]
 )
 # Functions that reach files, networks, or this process.
 OUTSIDE_FUNCTIONS = frozenset(
-    """file catboostevaluate getserversetting getmacro showcertificate addresstoline
-    addresstolinewithinlines addresstosymbol demangle naivebayesclassifier naivebayesclassifierwithprob
-    naivebayesclassifierwithallprobs aiclassify aiembed aiextract aifilter aigenerate airedact
-    aisimilarity aitranslate getclienthttpheader eval python""".split()
+    ["file", "catboostevaluate", "getserversetting", "getmacro", "showcertificate", "addresstoline", "addresstolinewithinlines", "addresstosymbol", "demangle", "naivebayesclassifier", "naivebayesclassifierwithprob", "naivebayesclassifierwithallprobs", "aiclassify", "aiembed", "aiextract", "aifilter", "aigenerate", "airedact", "aisimilarity", "aitranslate", "getclienthttpheader", "eval", "python"]
 )
 # Settings whose value is a statement, another grammar, or a right.
 READER_SETTINGS_DENIED = frozenset(
-    """readonly allow_ddl allow_introspection_functions additional_table_filters
-    additional_result_filter parallel_replicas_custom_key dialect implicit_select
-    polyglot_dialect promql_database promql_table promql_evaluation_time
-    storage_file_read_method format_schema_source format_schema""".split()
+    ["readonly", "allow_ddl", "allow_introspection_functions", "additional_table_filters", "additional_result_filter", "parallel_replicas_custom_key", "dialect", "implicit_select", "polyglot_dialect", "promql_database", "promql_table", "promql_evaluation_time", "storage_file_read_method", "format_schema_source", "format_schema"]
 )
 SECRET_TABLES = frozenset(
-    """named_collections processes query_log query_thread_log query_views_log text_log session_log
-    trace_log server_settings users roles certificates stack_trace asynchronous_inserts
-    user_processes crash_log processors_profile_log opentelemetry_span_log query_cache part_log
-    dictionaries backup_log backups s3queue azure_queue kafka_consumers""".split()
+    ["named_collections", "processes", "query_log", "query_thread_log", "query_views_log", "text_log", "session_log", "trace_log", "server_settings", "users", "roles", "certificates", "stack_trace", "asynchronous_inserts", "user_processes", "crash_log", "processors_profile_log", "opentelemetry_span_log", "query_cache", "part_log", "dictionaries", "backup_log", "backups", "s3queue", "azure_queue", "kafka_consumers"]
 )
 READER_REFUSED_NODES = frozenset({"ShowProcesslistQuery", "ParallelWithQuery", "ExecuteAsQuery"})
 
 # What names a path or runs a program, for the owner.
 FILE_FUNCTIONS = frozenset({"file", "filecluster", "filesystem"})
 OWNER_REFUSED = frozenset(
-    """executable executablepool python catboostevaluate sqlite deltalakelocal iceberglocal
-    iceberglocalcluster paimonlocal""".split()
+    ["executable", "executablepool", "python", "catboostevaluate", "sqlite", "deltalakelocal", "iceberglocal", "iceberglocalcluster", "paimonlocal"]
 )
 _OWNER_SUSPECTS = FILE_FUNCTIONS | OWNER_REFUSED | {"disk", "apply", "dictionary"}
 

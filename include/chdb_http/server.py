@@ -46,11 +46,7 @@ MAX_PREFIX = 1 << 20
 MAX_QUERY = 256 << 20
 
 _NOT_SETTINGS = frozenset(
-    """query database default_format session_id session_timeout session_check close_session query_id
-    user password compress decompress quota_key wait_end_of_query buffer_size role stacktrace
-    client_protocol_version add_http_cors_header max_result_bytes_in_header
-    enable_http_compression http_zlib_compression_level send_progress_in_http_headers
-    http_headers_progress_interval_ms""".split()
+    ["query", "database", "default_format", "session_id", "session_timeout", "session_check", "close_session", "query_id", "user", "password", "compress", "decompress", "quota_key", "wait_end_of_query", "buffer_size", "role", "stacktrace", "client_protocol_version", "add_http_cors_header", "max_result_bytes_in_header", "enable_http_compression", "http_zlib_compression_level", "send_progress_in_http_headers", "http_headers_progress_interval_ms"]
 )
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")

@@ -24,11 +24,9 @@ _TOKEN = re.compile(
 
 # After one of these an identifier is expected, so the word FORMAT is a name and no clause.
 _EXPECTS_NAME = frozenset(
-    """SELECT BY AS ON FROM WHERE PREWHERE HAVING QUALIFY AND OR NOT IN LIKE ILIKE BETWEEN WHEN THEN
-    ELSE CASE USING JOIN TABLE DISTINCT LIMIT OFFSET INTERVAL IS SETTINGS COLUMN DATABASE VIEW
-    DICTIONARY EXISTS DESCRIBE DESC WITH""".split()
+    ["SELECT", "BY", "AS", "ON", "FROM", "WHERE", "PREWHERE", "HAVING", "QUALIFY", "AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "WHEN", "THEN", "ELSE", "CASE", "USING", "JOIN", "TABLE", "DISTINCT", "LIMIT", "OFFSET", "INTERVAL", "IS", "SETTINGS", "COLUMN", "DATABASE", "VIEW", "DICTIONARY", "EXISTS", "DESCRIBE", "DESC", "WITH"]
 )
-_PRODUCES_ROWS = frozenset("SELECT WITH FROM SHOW DESCRIBE DESC EXISTS EXPLAIN CHECK".split())
+_PRODUCES_ROWS = frozenset(["SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "CHECK"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +137,7 @@ def find_insert(text: str) -> Insert | None:
             depth += 1
         elif token.text == ")":
             depth -= 1
-        elif word == "SELECT":
-            selects = True
-        elif depth == 0 and word == "WITH":
+        elif word == "SELECT" or (depth == 0 and word == "WITH"):
             selects = True
         elif depth == 0 and word == "FROM" and not selects:
             following = next(stream, None)

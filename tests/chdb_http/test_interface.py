@@ -1,0 +1,294 @@
+"""The HTTP interface itself: where queries, settings, formats and errors go."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import zlib
+from urllib.parse import urlencode
+
+import lz4.frame
+import pytest
+import zstandard
+
+from chdb_http.testing import OWNER, Daemon
+
+UNPACK = {
+    "gzip": gzip.decompress,
+    "deflate": zlib.decompress,
+    "lz4": lz4.frame.decompress,
+    "zstd": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
+}
+PACK = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "lz4": lz4.frame.compress,
+    "zstd": zstandard.compress,
+}
+
+
+def test_ping_needs_no_password(daemon: Daemon) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection.request("GET", "/ping")
+    assert connection.getresponse().read() == b"Ok.\n"
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "answer"),
+    [
+        ("SELECT 1", None, b"1\n"),
+        (None, b"SELECT 2", b"2\n"),
+        ("SELECT", b"3", b"3\n"),
+        ("SELECT 4 FORMAT JSONEachRow", None, b'{"4":4}\n'),
+        ("SELECT 5 AS a FORMAT CSVWithNames SETTINGS max_threads = 1", None, b'"a"\n5\n'),
+        ("SELECT 6 AS format ORDER BY format DESC;", None, b"6\n"),
+        ("SELECT 7 -- FORMAT JSON", None, b"7\n"),
+        ("(SELECT 8)", None, b"8\n"),
+        ("WITH 9 AS x SELECT x /* INTO OUTFILE */", None, b"9\n"),
+        ("EXISTS system.one", None, b"1\n"),
+        ("SELECT 'it''s', \"x\" FROM (SELECT 1 AS x) FORMAT TSV", None, b"it\\'s\t1\n"),
+    ],
+)
+def test_query_places(daemon: Daemon, query: str | None, body: bytes | None, answer: bytes) -> None:
+    reply = daemon.send(query, body)
+    assert (reply.status, reply.body) == (200, answer)
+
+
+def test_get_is_served(daemon: Daemon) -> None:
+    assert daemon.send("SELECT 1", method="GET").body == b"1\n"
+
+
+def test_default_format_and_headers(daemon: Daemon) -> None:
+    reply = daemon.send("SELECT 1 AS x", default_format="JSON", query_id="my-query")
+    assert json.loads(reply.body)["data"] == [{"x": 1}]
+    assert reply.headers["X-ClickHouse-Format"] == "JSON"
+    assert reply.headers["X-ClickHouse-Query-Id"] == "my-query"
+    assert reply.headers["X-ClickHouse-Timezone"] == "UTC"
+    assert reply.headers["X-ClickHouse-Server-Display-Name"]
+    assert reply.headers["Content-Type"].startswith("application/json")
+    assert daemon.send("SELECT 1 FORMAT CSV", default_format="JSON").body == b"1\n"
+
+
+@pytest.mark.parametrize("name", ["JSON", "JSONCompact", "CSVWithNames", "XML", "Markdown"])
+def test_a_large_result_is_one_document(daemon: Daemon, name: str) -> None:
+    reply = daemon.send(f"SELECT number AS n FROM numbers(200000) FORMAT {name}")
+    assert reply.status == 200
+    if name.startswith("JSON"):
+        assert json.loads(reply.body)["rows"] == 200000
+    elif name == "CSVWithNames":
+        assert reply.body.count(b'"n"') == 1
+    assert reply.body.count(b"199999") == 1
+
+
+def test_settings_hold_for_one_request(daemon: Daemon) -> None:
+    read = "SELECT getSetting('max_block_size')"
+    default = daemon.value(read)
+    assert daemon.send(read, max_block_size=1234).body == b"1234\n"
+    assert daemon.value(read) == default
+    first = {"session_id": "settings"}
+    assert daemon.send(read, max_block_size=1234, **first).body == b"1234\n"
+    assert daemon.send(read, **first).body.decode().strip() == default
+    daemon.send("SET max_block_size = 77, max_threads = 3", **first)
+    assert daemon.send(read, max_block_size=5, **first).body == b"5\n"
+    assert daemon.send(read, **first).body == b"77\n"
+    assert daemon.send(read, session_id="another").body.decode().strip() == default
+
+
+def test_unknown_setting(daemon: Daemon) -> None:
+    reply = daemon.send("SELECT 1", no_such_setting=1)
+    assert (reply.status, reply.code) == (404, 115)
+    reply = daemon.send("SELECT 1", **{"max_threads=1, readonly": 1})
+    assert (reply.status, reply.code) == (404, 115)
+
+
+def test_parameters_are_bound(daemon: Daemon) -> None:
+    reply = daemon.send(
+        "SELECT {a:Int32} + 1, {b:String}, {c:Array(String)}, {d:Nullable(String)} IS NULL",
+        param_a=41,
+        param_b="'; DROP TABLE x; --\\n",
+        param_c="['x','y']",
+        param_d="\\N",
+    )
+    assert reply.body == b"42\t\\'; DROP TABLE x; --\\n\t['x','y']\t1\n"
+    assert daemon.send("SELECT {a:Int32}").code == 456
+
+
+def test_database(daemon: Daemon) -> None:
+    assert daemon.send("SELECT currentDatabase()", database="system").body == b"system\n"
+    reply = daemon.send("SELECT 1", database="absent")
+    assert (reply.status, reply.code) == (404, 81)
+    assert (
+        daemon.send("SELECT currentDatabase()", database="system", session_id="d").body
+        == b"system\n"
+    )
+    assert daemon.send("SELECT currentDatabase()", session_id="d").body == b"default\n"
+
+
+def test_sessions(daemon: Daemon) -> None:
+    one = {"session_id": "one"}
+    assert daemon.send("SELECT 1", session_check=1, session_id="none").code == 372
+    assert daemon.send("CREATE TEMPORARY TABLE tt (x Int32)", **one).status == 200
+    assert daemon.send("INSERT INTO tt VALUES (1), (2)", **one).status == 200
+    assert daemon.send("SELECT sum(x) FROM tt", session_check=1, **one).body == b"3\n"
+    assert daemon.send("SELECT sum(x) FROM tt", session_id="two").code == 60
+    assert daemon.send("SELECT sum(x) FROM tt").code == 60
+    assert daemon.send("SELECT 1", session_timeout=99999, **one).code == 374
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "status"),
+    [
+        ("SELECT * FROM absent", 60, 404),
+        ("SELEC 1", 62, 400),
+        ("SELECT nope", 47, 404),
+        ("SELECT nofunction(1)", 46, 404),
+        ("SELECT toInt32('x')", 6, 400),
+        ("SELECT 1; SELECT 2", 62, 400),
+        ("SELECT 1 INTO OUTFILE '/dev/null'", 48, 501),
+        ("INSERT INTO t FROM INFILE '/etc/passwd' FORMAT CSV", 48, 501),
+        ("SELECT 1 FORMAT Nope", 73, 404),
+        ("SELECT throwIf(1)", 395, 500),
+    ],
+)
+def test_errors(daemon: Daemon, query: str, code: int, status: int) -> None:
+    reply = daemon.send(query)
+    assert (reply.code, reply.status) == (code, status), reply.body
+    assert reply.body.startswith(f"Code: {code}. DB::".encode())
+    assert b"/proc/" not in reply.body
+    assert reply.body.count(b"Code:") == 1
+
+
+def test_error_after_the_first_byte(daemon: Daemon) -> None:
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        daemon.send(
+            "SELECT throwIf(number = 4000000) FROM numbers(5000000) SETTINGS max_threads = 1"
+        )
+    tail = broken.value.partial[-600:]
+    assert b"__exception__" in tail and b"Code: 395" in tail
+
+
+@pytest.mark.parametrize("name", sorted(UNPACK))
+def test_answers_are_compressed(daemon: Daemon, name: str) -> None:
+    query = "SELECT number FROM numbers(300000)"
+    plain = daemon.send(query)
+    assert "Content-Encoding" not in plain.headers
+    reply = daemon.send(query, headers={"Accept-Encoding": name}, enable_http_compression=1)
+    assert reply.headers["Content-Encoding"] == name
+    assert len(reply.body) < len(plain.body)
+    assert UNPACK[name](reply.body) == plain.body
+    assert "Content-Encoding" not in daemon.send(query, headers={"Accept-Encoding": name}).headers
+
+
+@pytest.mark.parametrize("name", sorted(PACK))
+def test_requests_are_decompressed(daemon: Daemon, table: str, name: str) -> None:
+    head = {"Content-Encoding": name}
+    assert daemon.send(None, PACK[name](b"SELECT 7"), headers=head).body == b"7\n"
+    rows = b"".join(b"%d\tx\n" % n for n in range(100000))
+    assert daemon.send("INSERT INTO t FORMAT TSV", PACK[name](rows), headers=head).status == 200
+    whole = b"INSERT INTO t (a) FORMAT CSV\n1\n2\n"
+    assert daemon.send(None, PACK[name](whole), headers=head).status == 200
+    assert daemon.value("SELECT count() FROM t") == "100002"
+
+
+@pytest.mark.parametrize("name", sorted(PACK))
+def test_a_truncated_body_commits_nothing(daemon: Daemon, table: str, name: str) -> None:
+    rows = b"".join(b"%d\tx\n" % n for n in range(100000))
+    packed = PACK[name](rows)
+    for size in (len(packed) // 2, len(packed) - 1, 3):
+        reply = daemon.send(
+            "INSERT INTO t FORMAT TSV", packed[:size], headers={"Content-Encoding": name}
+        )
+        assert reply.status >= 400, size
+    assert daemon.value("SELECT count() FROM t") == "0"
+
+
+def test_unknown_encoding(daemon: Daemon) -> None:
+    reply = daemon.send("INSERT INTO t FORMAT TSV", b"x", headers={"Content-Encoding": "rot13"})
+    assert reply.status >= 400 and b"rot13" in reply.body
+    assert daemon.send("SELECT 1", compress=1).status == 501
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"X-ClickHouse-User": OWNER[0], "X-ClickHouse-Key": "wrong"},
+        {"X-ClickHouse-User": "nobody", "X-ClickHouse-Key": OWNER[1]},
+        {"Authorization": "Basic !!!"},
+        {"Authorization": "Bearer x"},
+    ],
+)
+def test_wrong_password(daemon: Daemon, fields: dict[str, str]) -> None:
+    reply = daemon.send("SELECT 1", user=None, headers=fields)
+    assert (reply.status, reply.code) == (403, 516)
+    assert OWNER[1].encode() not in reply.body
+
+
+def test_three_ways_to_authenticate(daemon: Daemon) -> None:
+    name, password = OWNER
+    fields = {"X-ClickHouse-User": name, "X-ClickHouse-Key": password}
+    assert daemon.send("SELECT 1", user=None, headers=fields).status == 200
+    assert daemon.send("SELECT 1", user=None, user_=1, headers=fields).code == 115
+    reply = daemon.send("SELECT 1", user=None, headers={"X-Unused": "1"}, password=password)
+    assert reply.code == 516
+
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection.request(
+        "GET", "/?" + urlencode({"user": name, "password": password, "query": "SELECT 1"})
+    )
+    assert connection.getresponse().read() == b"1\n"
+    connection.close()
+
+
+def test_summary_has_real_figures(daemon: Daemon, table: str) -> None:
+    wrote = daemon.send("INSERT INTO t SELECT number, 'x' FROM numbers(1000)").summary
+    assert wrote["written_rows"] == 1000 and wrote["written_bytes"] > 8000
+    wrote = daemon.send("INSERT INTO t FORMAT TSV", b"1\ta\n2\tb\n").summary
+    assert (wrote["written_rows"], wrote["result_rows"]) == (2, 2)
+    read = daemon.send("SELECT a FROM t WHERE a >= 0 LIMIT 5").summary
+    assert read["read_rows"] == 1002 and read["read_bytes"] == 8016
+    assert read["result_rows"] == 5 and read["elapsed_ns"] > 0
+
+
+def test_native_insert_in_one_body(daemon: Daemon, table: str) -> None:
+    block = daemon.send(
+        "SELECT toInt64(number) AS a, toString(number) AS s FROM numbers(1000) FORMAT Native"
+    ).body
+    assert daemon.send(None, b"INSERT INTO t FORMAT Native\n" + block).status == 200
+    assert (
+        daemon.send("INSERT INTO t (a, s) SETTINGS max_threads = 1 FORMAT Native", block).status
+        == 200
+    )
+    assert daemon.value("SELECT count(), sum(a) FROM t") == "2000\t999000"
+
+
+def test_insert_values(daemon: Daemon, table: str) -> None:
+    for query, body in (
+        ("INSERT INTO t VALUES (1, 'a'), (2, concat('b', 'c'));", None),
+        ("INSERT INTO t VALUES", b"(3, 'x')"),
+        (None, b"INSERT INTO t (s, a) VALUES ({p:String}, 4)"),
+        ("INSERT INTO TABLE default.t (a) VALUES (5)", None),
+    ):
+        assert daemon.send(query, body, param_p="it's").status == 200
+    assert (
+        daemon.value("SELECT groupArray(s) FROM (SELECT s FROM t ORDER BY a)")
+        == "['a','bc','x','it\\'s','']"
+    )
+
+
+def test_multipart_external_data(daemon: Daemon) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="e"; filename="e"\r\n'
+        b"Content-Type: application/octet-stream\r\n\r\n1,x\n2,y\n\r\n--b--\r\n"
+    )
+    reply = daemon.send(
+        "SELECT count(), sum(a) FROM e",
+        body,
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+        e_format="CSV",
+        e_structure="a Int32, b String",
+    )
+    assert reply.body == b"2\t3\n"
+    assert daemon.send("SELECT * FROM e").code == 60
