@@ -18,7 +18,7 @@ touched as (
 ),
 
 frozen_days as (
-    select * from {{ source('retention', 'frozen_days') }} final
+    select * from {{ source('retention', 'frozen_days') }}
     where
         measure_group in ('spend', 'email')
         and local_date >= (select min(date_day) from scope)

@@ -25,7 +25,7 @@ frozen_days as (
     select
         workspace_id,
         local_date as date_day
-    from {{ source('retention', 'frozen_days') }} final
+    from {{ source('retention', 'frozen_days') }}
     where measure_group = 'email'
 ),
 
@@ -63,102 +63,11 @@ placed as (
         and {{ on_days('dirty_days') }}
 ),
 
--- 120 hours reach back into the sixth day before where a clock change shortens one between.
-clicks as (
+placed_and_earlier as (
     select
-        workspace_id,
-        event_id,
-        event_at,
-        profile_key,
-        metric = 'Clicked Email' as is_click,
-        kind,
-        source_id
-    from events
-    where
-        metric in ('Clicked Email', 'Opened Email')
-        and source_id != ''
-        and profile_key != ''
-        and {{ on_days('dirty_days', before=6) }}
-),
-
-last_clicks as (
-    select
-        placed.workspace_id as workspace_id,
-        placed.date_day as date_day,
-        placed.event_id as event_id,
-        argMax(
-            (clicks.kind, clicks.source_id), (clicks.event_at, clicks.is_click, clicks.event_id)
-        ) as last_click
+        *,
+        true as is_dirty
     from placed
-    inner join clicks
-        on
-            placed.workspace_id = clicks.workspace_id
-            and placed.profile_key = clicks.profile_key
-    where
-        placed.attributed_source_id = ''
-        and clicks.event_at <= placed.event_at
-        and clicks.event_at >= placed.event_at - interval 120 hour
-    group by placed.workspace_id, placed.date_day, placed.event_id
-),
-
-{% if is_incremental() %}
-stored as (
-    select
-        workspace_id,
-        date_day,
-        event_id,
-        event_at,
-        order_id,
-        kind,
-        source_id
-    from {{ this }}
-    where {{ on_days('dirty_days') }}
-),
-
--- Where the clicks before an order are purged, its stored source is all that is left of them.
-stored_sources as (
-    select
-        workspace_id,
-        date_day,
-        event_id,
-        kind,
-        source_id
-    from stored
-    where
-        source_id != ''
-        and (workspace_id, date_day) in (
-            select
-                workspace_id,
-                date_day + arrayJoin(range(1, 7))
-            from frozen_days
-            where {{ on_days('dirty_days', before=6) }}
-        )
-),
-
-earlier_orders as (
-    select
-        workspace_id,
-        date_day,
-        event_id,
-        event_at,
-        order_id
-    from {{ this }}
-    where
-        {{ on_days('dirty_days', before=31) }}
-        and (workspace_id, order_id) in (select workspace_id, order_id from placed where order_id != '')
-        and (workspace_id, date_day) not in (select workspace_id, date_day from dirty_days)
-),
-{% endif %}
-
-siblings as (
-    select
-        workspace_id,
-        date_day,
-        event_id,
-        event_at,
-        order_id
-    from placed
-    where order_id != ''
     {% if is_incremental() %}
     union all
     select
@@ -166,91 +75,117 @@ siblings as (
         date_day,
         event_id,
         event_at,
-        order_id
-    from earlier_orders
+        order_id,
+        '' as profile_key,
+        value,
+        currency,
+        toLowCardinality('') as attributed_kind,
+        '' as attributed_source_id,
+        false as is_dirty
+    from {{ this }}
+    where
+        order_id != ''
+        and {{ on_days('dirty_days', before=31) }}
+        and (workspace_id, date_day) not in (select workspace_id, date_day from dirty_days)
     {% endif %}
 ),
 
-duplicates as (
-    select distinct
-        placed.workspace_id as workspace_id,
-        placed.date_day as date_day,
-        placed.event_id as event_id
-    from placed
-    inner join siblings
-        on
-            placed.workspace_id = siblings.workspace_id
-            and placed.order_id = siblings.order_id
-    where
-        (siblings.event_at, siblings.event_id) < (placed.event_at, placed.event_id)
-        and siblings.date_day >= placed.date_day - 31
+counted as (
+    select
+        *,
+        order_id = ''
+        or lagInFrame(date_day, 1, toDate(0)) over (
+            partition by workspace_id, order_id order by event_at, event_id
+            rows between unbounded preceding and current row
+        ) < date_day - 31 as is_first
+    from placed_and_earlier
 ),
+
+-- 120 hours reach back into the sixth day before where a clock change shortens one between.
+clicks as (
+    select
+        workspace_id,
+        profile_key,
+        event_at as clicked_at,
+        argMax((kind, source_id), (metric = 'Clicked Email', event_id)) as clicked_source
+    from events
+    where
+        metric in ('Clicked Email', 'Opened Email')
+        and source_id != ''
+        and profile_key != ''
+        and {{ on_days('dirty_days', before=6) }}
+    group by workspace_id, profile_key, event_at
+),
+
+{% if is_incremental() %}
+-- Where the clicks before an order are purged, its stored source is all that is left of them.
+stored_sources as (
+    select
+        workspace_id,
+        date_day,
+        event_id,
+        (kind, source_id) as stored_source
+    from {{ this }}
+    where
+        source_id != ''
+        and {{ on_days('dirty_days') }}
+        and (workspace_id, date_day) in (
+            select
+                workspace_id,
+                date_day + arrayJoin(range(1, 7))
+            from frozen_days
+        )
+),
+{% endif %}
 
 sourced as (
     select
-        placed.workspace_id as workspace_id,
-        placed.date_day as date_day,
-        placed.event_id as event_id,
-        placed.event_at as event_at,
-        placed.order_id as order_id,
-        placed.value as value,
-        placed.currency as currency,
+        counted.workspace_id as workspace_id,
+        counted.date_day as date_day,
+        counted.event_id as event_id,
+        counted.event_at as event_at,
+        counted.order_id as order_id,
+        counted.value as value,
+        counted.currency as currency,
+        counted.is_first as is_counted,
         multiIf(
-            placed.attributed_source_id != '', (placed.attributed_kind, placed.attributed_source_id),
+            counted.attributed_source_id != '', (counted.attributed_kind, counted.attributed_source_id),
             {% if is_incremental() %}
-            stored_sources.source_id != '', (stored_sources.kind, stored_sources.source_id),
+            stored_sources.event_id != '', stored_sources.stored_source,
             {% endif %}
-            last_clicks.last_click.2 != '', (last_clicks.last_click.1, last_clicks.last_click.2),
-            ('unattributed', '')
+            clicks.clicked_source.2 != '' and clicks.clicked_at >= counted.event_at - interval 120 hour,
+            clicks.clicked_source,
+            (toLowCardinality('unattributed'), '')
         ) as kind_and_source,
         kind_and_source.1 as kind,
-        kind_and_source.2 as source_id,
-        (placed.workspace_id, placed.date_day, placed.event_id) not in (
-            select workspace_id, date_day, event_id from duplicates
-        ) as is_counted
-    from placed
-    left join last_clicks
+        kind_and_source.2 as source_id
+    from counted
+    asof left join clicks
         on
-            placed.workspace_id = last_clicks.workspace_id
-            and placed.date_day = last_clicks.date_day
-            and placed.event_id = last_clicks.event_id
+            counted.workspace_id = clicks.workspace_id
+            and counted.profile_key = clicks.profile_key
+            and counted.event_at >= clicks.clicked_at
     {% if is_incremental() %}
     left join stored_sources
         on
-            placed.workspace_id = stored_sources.workspace_id
-            and placed.date_day = stored_sources.date_day
-            and placed.event_id = stored_sources.event_id
+            counted.workspace_id = stored_sources.workspace_id
+            and counted.date_day = stored_sources.date_day
+            and counted.event_id = stored_sources.event_id
     {% endif %}
+    where counted.is_dirty
 ),
 
 names as (
     select
-        sourced_days.workspace_id as workspace_id,
-        sourced_days.date_day as date_day,
-        sourced_days.kind as kind,
-        sourced_days.source_id as source_id,
-        argMax(messages.source_name, messages.date_day) as source_name
-    from (select distinct workspace_id, date_day, kind, source_id from sourced where source_id != '') as sourced_days
-    inner join (
-        select
-            workspace_id,
-            date_day,
-            kind,
-            source_id,
-            source_name
-        from messages
-        where
-            source_name != ''
-            and {{ on_days('dirty_days', before=31) }}
-    ) as messages
-        on
-            sourced_days.workspace_id = messages.workspace_id
-            and sourced_days.kind = messages.kind
-            and sourced_days.source_id = messages.source_id
+        workspace_id,
+        kind,
+        source_id,
+        date_day as named_on,
+        source_name
+    from messages
     where
-        messages.date_day <= sourced_days.date_day
-        and messages.date_day >= sourced_days.date_day - 31
-    group by sourced_days.workspace_id, sourced_days.date_day, sourced_days.kind, sourced_days.source_id
+        source_name != ''
+        and {{ on_days('dirty_days', before=31) }}
 ),
 
 final as (
@@ -263,7 +198,7 @@ final as (
         cast(sourced.is_counted as Bool) as is_counted,
         cast(sourced.kind as LowCardinality(String)) as kind,
         sourced.source_id as source_id,
-        names.source_name as source_name,
+        if(names.named_on >= sourced.date_day - 31, names.source_name, '') as source_name,
         sourced.currency as currency,
         sourced.value as value,
         toDecimal64({{
@@ -285,12 +220,12 @@ final as (
             sourced.date_day = rates.date_day
             and sourced.currency = rates.from_currency
             and workspaces.currency = rates.to_currency
-    left join names
+    asof left join names
         on
             sourced.workspace_id = names.workspace_id
-            and sourced.date_day = names.date_day
             and sourced.kind = names.kind
             and sourced.source_id = names.source_id
+            and sourced.date_day >= names.named_on
 )
 
 select * from final

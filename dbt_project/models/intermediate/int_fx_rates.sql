@@ -25,22 +25,16 @@ workspaces as (
     select * from {{ ref('stg_reference__workspaces') }}
 ),
 
-wanted_currencies as (
-    select distinct currency as to_currency from workspaces
-),
-
 -- Each rate holds for its own day and the 7 after it, unless a later one comes.
 carried as (
     select
-        rate_date,
         base_currency,
         quote_currency,
-        toDecimal256(rate, 38) as rate,
+        rate_date,
+        rate,
         rate_date + arrayJoin(range(8)) as date_day
     from rates
-    where
-        rate_date between (select min(date_day) - 7 from days) and (select max(date_day) from days)
-        and rate_date in (select date_day - arrayJoin(range(8)) from days)
+    where rate_date in (select date_day - arrayJoin(range(8)) from days)
 ),
 
 latest as (
@@ -48,75 +42,44 @@ latest as (
         date_day,
         base_currency,
         quote_currency,
-        max(rate_date) as latest_date,
-        argMax(rate, rate_date) as latest_rate
+        argMax((rate, rate_date), rate_date) as rate_and_date
     from carried
     where date_day in (select date_day from days)
     group by date_day, base_currency, quote_currency
 ),
 
-direct as (
+-- What one unit of a base is worth in each currency, in the base itself too: any two of these make a rate.
+legs as (
     select
         date_day,
-        base_currency as from_currency,
-        quote_currency as to_currency,
-        latest_rate as rate,
-        latest_date as rate_date,
-        3 as preference,
-        '' as through
+        base_currency,
+        arrayPushBack(
+            groupArray((
+                toString(quote_currency),
+                toDecimal256(rate_and_date.1, 38),
+                rate_and_date.2
+            )),
+            (toString(base_currency), toDecimal256(1, 38), date_day)
+        ) as all_legs
     from latest
+    group by date_day, base_currency
 ),
 
-inverse as (
+pairs as (
     select
         date_day,
-        quote_currency as from_currency,
-        base_currency as to_currency,
-        toDecimal256(1, 38) / toDecimal256(latest_rate, 12) as rate,
-        latest_date as rate_date,
-        2 as preference,
-        '' as through
-    from latest
-),
-
-crossed as (
-    select
-        legs_from.date_day as date_day,
-        legs_from.quote_currency as from_currency,
-        legs_to.quote_currency as to_currency,
-        legs_to.latest_rate / toDecimal256(legs_from.latest_rate, 12) as rate,
-        least(legs_from.latest_date, legs_to.latest_date) as rate_date,
-        1 as preference,
-        legs_from.base_currency as through
-    from latest as legs_from
-    inner join latest as legs_to
-        on
-            legs_from.date_day = legs_to.date_day
-            and legs_from.base_currency = legs_to.base_currency
-    where legs_to.quote_currency in (select to_currency from wanted_currencies)
-),
-
-identity as (
-    select
-        days.date_day as date_day,
-        wanted_currencies.to_currency as from_currency,
-        wanted_currencies.to_currency as to_currency,
-        toDecimal256(1, 38) as rate,
-        days.date_day as rate_date,
-        4 as preference,
-        '' as through
-    from days
-    cross join wanted_currencies
-),
-
-candidates as (
-    select * from direct
-    union all
-    select * from inverse
-    union all
-    select * from crossed
-    union all
-    select * from identity
+        base_currency,
+        from_leg.1 as from_currency,
+        to_leg.1 as to_currency,
+        to_leg.2 / toDecimal256(from_leg.2, 12) as rate,
+        least(from_leg.3, to_leg.3) as rate_date,
+        multiIf(from_currency = base_currency, 'direct', to_currency = base_currency, 'inverse', 'crossed') as way
+    from legs
+    array join all_legs as from_leg
+    array join all_legs as to_leg
+    where
+        from_currency != to_currency
+        and to_currency in (select currency from workspaces)
 ),
 
 chosen as (
@@ -124,19 +87,26 @@ chosen as (
         date_day,
         from_currency,
         to_currency,
-        argMax(rate, (from_currency = to_currency, rate_date, preference, through)) as chosen_rate
-    from candidates
-    where to_currency in (select to_currency from wanted_currencies)
+        argMax(pairs.rate, (rate_date, indexOf(['crossed', 'inverse', 'direct'], way), base_currency)) as rate
+    from pairs
     group by date_day, from_currency, to_currency
+    union all
+    select
+        days.date_day as date_day,
+        workspaces.currency as from_currency,
+        workspaces.currency as to_currency,
+        toDecimal256(1, 38) as rate
+    from days
+    cross join (select distinct toString(currency) as currency from workspaces) as workspaces
 ),
 
 final as (
     select
         toLowCardinality('_') as workspace_id,
         date_day,
-        cast(from_currency as LowCardinality(String)) as from_currency,
-        cast(to_currency as LowCardinality(String)) as to_currency,
-        chosen_rate as rate
+        toLowCardinality(from_currency) as from_currency,
+        toLowCardinality(to_currency) as to_currency,
+        rate
     from chosen
 )
 
