@@ -13,7 +13,7 @@ from typer.exceptions import TyperException
 
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
-from tidemark.output import emit, note, print_rows, to_json
+from tidemark.output import emit, note, print_rows, progress_bar, to_json
 
 app = typer.Typer(
     name="tidemark",
@@ -147,6 +147,100 @@ def sql(
             print_rows(result.columns, result.rows)
 
     emit(result.as_objects() if as_json else None, human, as_json=as_json)
+
+
+@app.command()
+def load(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOURCE]...", help="By default all of them.")
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(metavar="W", help="This workspace's files alone.")
+    ] = None,
+    landing: Annotated[
+        str | None, typer.Option(metavar="DIR", help="By default TIDEMARK_LANDING.")
+    ] = None,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry", help="Read again what was quarantined for its time or workspace."
+        ),
+    ] = False,
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Load every landing file that is not loaded yet."""
+    from tidemark import flows
+
+    with progress_bar("loading") as track:
+        report = flows.load(
+            Settings.from_env(),
+            as_of=as_of_date(as_of),
+            now=datetime.now(UTC),
+            sources=sources or (),
+            workspace=workspace,
+            landing=landing,
+            retry=retry,
+            note=note,
+            track=track,
+        )
+    for line in report.notes:
+        note(f"tidemark: {line}")
+    for file in report.files:
+        if file.error:
+            note(f"tidemark: {file.file}: {file.error}")
+    document = report.as_dict()
+
+    def human() -> None:
+        columns = ("lines", "stored", "duplicate", "quarantined", "refused")
+        by_source: dict[str, list[int]] = {}
+        for file in report.files:
+            total = by_source.setdefault(file.file.split("/")[0], [0] * (len(columns) + 1))
+            total[0] += 1
+            for position, column in enumerate(columns, start=1):
+                total[position] += getattr(file.counts, column)
+        rows = [[source, *total] for source, total in by_source.items()]
+        rows.append(["all", len(report.files), *(document[column] for column in columns)])
+        print_rows(("source", "files", *columns), rows)
+
+    emit(document, human, as_json=as_json)
+    return 1 if report.failed else 0
+
+
+@app.command()
+def build(
+    from_date: Annotated[
+        datetime | None,
+        typer.Option("--from", formats=["%Y-%m-%d"], metavar="D", help="Rebuild from this day."),
+    ] = None,
+    to_date: Annotated[
+        datetime | None,
+        typer.Option("--to", formats=["%Y-%m-%d"], metavar="D", help="Rebuild to this day."),
+    ] = None,
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run dbt for the days touched since the last build, then tie load, raw and marts out."""
+    from tidemark import flows, gate
+
+    report = flows.build(
+        Settings.from_env(),
+        as_of=as_of_date(as_of),
+        clock=lambda: datetime.now(UTC),
+        gate=gate.tie_out,
+        from_date=from_date.date() if from_date else None,
+        to_date=to_date.date() if to_date else None,
+        note=note,
+    )
+
+    def human() -> None:
+        print_rows(
+            ("model", "status", "seconds"),
+            [(model.name, model.status, round(model.seconds, 2)) for model in report.models],
+        )
+        print(f"{report.days} workspace days rebuilt and tied out" if report.days else "no day to build")
+
+    emit(report.as_dict(), human, as_json=as_json)
 
 
 @workspace_app.command("add")

@@ -150,6 +150,31 @@ def execute(
     return _post(settings, role, params or {}, [query.encode()], None, timeout)
 
 
+def rows(
+    settings: Settings,
+    query: str,
+    role: Role = "owner",
+    *,
+    params: Mapping[str, str] | None = None,
+    timeout: float = 3600.0,
+) -> list[dict[str, Any]]:
+    """Run a query and read its rows as JSON objects: integers whole, Decimals as text.
+
+    Raises:
+        ClickHouseError: the query failed.
+        TidemarkError: ClickHouse does not answer.
+    """
+    settings_of_format = {
+        "default_format": "JSONEachRow",
+        "output_format_json_quote_64bit_integers": "0",
+        "output_format_json_quote_decimals": "1",
+    }
+    response = execute(
+        settings, query, role, params={**settings_of_format, **(params or {})}, timeout=timeout
+    )
+    return [json.loads(line) for line in response.body.splitlines() if line]
+
+
 def stream_insert(
     settings: Settings,
     query: str,

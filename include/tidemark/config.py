@@ -34,6 +34,8 @@ class Settings:
     cold: str
     backups: str
     exports: str
+    #: An IP database to take instead of the one in the repository: .mmdb or .csv.gz.
+    geo: Path | None = None
     debug: bool = False
     clickhouse_url: str | None = field(default=None, repr=False)
     clickhouse_analyst_url: str | None = field(default=None, repr=False)
@@ -79,6 +81,7 @@ class Settings:
             cold=_location(env, "TIDEMARK_COLD", home / "cold"),
             backups=_location(env, "TIDEMARK_BACKUPS", home / "backups"),
             exports=_location(env, "TIDEMARK_EXPORTS", home / "exports"),
+            geo=_absolute(env["TIDEMARK_GEO"]) if env.get("TIDEMARK_GEO") else None,
             debug=_flag(env, "TIDEMARK_DEBUG"),
             # `tidemark env` exports these names for other clients; a laptop must not take them for
             # its own connections, or one home's shell would reach into another home.

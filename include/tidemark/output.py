@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, TextIO
@@ -55,6 +56,34 @@ def emit(document: Any, human: Callable[[], None], *, as_json: bool) -> None:
 def note(line: str) -> None:
     """Tell the person what is going on, on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """A bar on stderr for long work on a terminal, and nothing elsewhere.
+
+    Gives a function that is told the total bytes and returns what to call with each step's bytes.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _total: lambda _bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    ) as progress:
+
+        def track(total: int) -> Callable[[int], None]:
+            task = progress.add_task(label, total=total)
+            return lambda step: progress.update(task, advance=step)
+
+        yield track
 
 
 def print_rows(

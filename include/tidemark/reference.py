@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tidemark import clickhouse
+from tidemark.config import Settings
 from tidemark.errors import UsageError
 
 if TYPE_CHECKING:
@@ -323,6 +325,11 @@ def _mmdb_country(record: object) -> str:
             return str(entry["iso_code"])
     code = record.get("country_code")
     return code if isinstance(code, str) and len(code) == 2 else ""
+
+
+def refresh_geo(settings: Settings) -> bool:
+    """Bring the IP database of the settings into ClickHouse; see `load_geo`."""
+    return load_geo(clickhouse.client(settings), settings.geo or DEFAULT_GEO)
 
 
 def load_geo(client: "Client", path: Path) -> bool:

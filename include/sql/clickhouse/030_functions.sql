@@ -1,0 +1,193 @@
+-- What the load SQL of several sources shares. Functions are expressions: they are expanded
+-- into the statement that names them, so a branch that is not taken costs nothing.
+
+-- Text that may hold an e-mail address, a phone number, an IP address or a user agent.
+-- A cheap test that lets a few innocent texts through to tidemark_redact, and no guilty one past it.
+create or replace function tidemark_is_suspect as (t) ->
+    match(t, '@|%40|[0-9][0-9 ().\-]{6,}[0-9]|Mozilla/');
+
+-- E-mail: anything@anything.tld. Phone: international (+ or 00), national with a leading zero,
+-- grouped by separators, North American ten digits. Digit runs of other lengths are identifiers.
+create or replace function tidemark_redact_text as (t) ->
+    replaceRegexpAll(
+        t,
+        concat(
+            '[^\s"''<>(),;:=&?/@\\\\]+@[^\s"''<>(),;:=&?/@\\\\]+\.[^\s"''<>(),;:=&?/@\\\\.]{2,}',
+            '|(?:\+|\b00)\(?[0-9][0-9 ().\-]{5,}[0-9]',
+            '|\([0-9]{2,5}\) ?[0-9]{2,4}[ .\-]?[0-9]{3,4}',
+            '|\b[0-9]{2,5}[ .\-][0-9]{3,4}[ .\-][0-9]{3,4}(?:[ .\-][0-9]{2,4})*\b',
+            '|\b0[0-9](?:[ .\-][0-9]{2}){4}\b',
+            '|\b0[0-9]{9,10}\b',
+            '|\b1?[2-9][0-9]{2}[2-9][0-9]{6}\b',
+            '|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b',
+            '|Mozilla/[0-9][^"]*'
+        ),
+        '[redacted]'
+    );
+
+create or replace function tidemark_redact as (t) ->
+    if(tidemark_is_suspect(t), tidemark_redact_text(t), t);
+
+-- A path or parameter is judged as a person reads it: decoded, twice where it was encoded twice.
+create or replace function tidemark_redact_url as (t) ->
+    if(
+        position(t, '%') > 0 or tidemark_is_suspect(t),
+        tidemark_redact_text(decodeURLComponent(decodeURLComponent(t))),
+        t
+    );
+
+-- Properties are re-serialised JSON, so that string literals can be told from the rest by pattern:
+-- values of keys that name personal data go whole, then each literal is redacted as text.
+create or replace function tidemark_properties_are_suspect as (p) ->
+    tidemark_is_suspect(p)
+    or match(p, '(?i)"[a-z_ \-]*(mail|phone|mobile|name|address|street|postcode|zip|postal|birth|passport|agent|ip)[a-z_0-9 \-]*":');
+
+create or replace function tidemark_redact_properties as (p) ->
+    if(
+        tidemark_properties_are_suspect(p),
+        arrayStringConcat(arrayMap(
+            token -> if(startsWith(token, '"'), tidemark_redact(token), token),
+            extractAll(
+                replaceRegexpAll(
+                    p,
+                    concat(
+                        '(?i)("(?:[a-z_ \-]*(?:e[_ \-]?mail|phone|mobile|(?:first|last|full|given|family|middle|maiden|customer|user|billing|shipping|contact|recipient)[_ \-]?name',
+                        '|street|postcode|postal[_ \-]?code|zip|zip[_ \-]?code|user[_ \-]?agent|ip[_ \-]?address|date[_ \-]?of[_ \-]?birth|birth(?:day|date)|passport)[a-z_0-9]*',
+                        '|[a-z_ \-]*address[a-z_0-9]*|ip|ua|surname|forename|tel)":)("(?:[^"\\\\]|\\\\.)*"|-?[0-9][0-9.eE+\-]*)'
+                    ),
+                    '\1"[redacted]"'
+                ),
+                '"(?:[^"\\\\]|\\\\.)*"|[^"]+'
+            )
+        )),
+        p
+    );
+
+-- A field that should be text or a number but holds an object or a list.
+create or replace function tidemark_is_container as (line, value, field) ->
+    (startsWith(value, '{') or startsWith(value, '[')) and JSONType(line, field) in ('Object', 'Array');
+
+-- Why a line that lacks its first required field can't be read.
+create or replace function tidemark_unreadable as (line, field) ->
+    multiIf(
+        not isValidJSON(line), 'invalid_json',
+        JSONType(line) != 'Object', 'not_an_object',
+        concat('missing_field:', field)
+    );
+
+-- HMAC-SHA-256 (RFC 2104) from its two padded keys, in hex: eight times as fast as HMAC(), which
+-- sets a context up for every row. key: (key xor ipad, key xor opad), 64 bytes each.
+create or replace function tidemark_hmac as (message, key) ->
+    lower(hex(SHA256(concat(key.2, SHA256(concat(key.1, message))))));
+
+-- Keyed pseudonym: the first 128 bits as 32 hex digits, apart per kind of identifier.
+create or replace function tidemark_pseudonym as (kind, value, key) ->
+    if(value = '', '', substring(tidemark_hmac(concat(kind, '\0', value), key), 1, 32));
+
+create or replace function tidemark_text as (value) -> ifNull(value, '');
+
+create or replace function tidemark_time as (value) -> parseDateTime64BestEffortOrNull(ifNull(value, ''), 6, 'UTC');
+
+-- A customer is an e-mail, else the vendor's id of it.
+create or replace function tidemark_customer as (email, source, customer_id, key) ->
+    if(
+        trimBoth(email) != '',
+        tidemark_pseudonym('email', lowerUTF8(trimBoth(email)), key),
+        if(customer_id in ('', '0'), '', tidemark_pseudonym('customer', concat(source, '\0', customer_id), key))
+    );
+
+-- A host's entry in the lists of search engines, social networks and AI assistants: its own, its
+-- parent's, or that of its registrable domain. Given a LowCardinality host, each distinct host is
+-- looked up once a block.
+create or replace function tidemark_source_kind as (host) ->
+    multiIf(
+        dictHas('reference.source_hosts_lookup', host),
+        dictGetString('reference.source_hosts_lookup', 'kind', host),
+        dictHas('reference.source_hosts_lookup', replaceRegexpOne(host, '^[^.]*\\.', '')),
+        dictGetString('reference.source_hosts_lookup', 'kind', replaceRegexpOne(host, '^[^.]*\\.', '')),
+        dictGetString('reference.source_hosts_lookup', 'kind', cutToFirstSignificantSubdomain(host))
+    );
+
+create or replace function tidemark_source_name as (host) ->
+    multiIf(
+        dictHas('reference.source_hosts_lookup', host),
+        dictGetString('reference.source_hosts_lookup', 'name', host),
+        dictHas('reference.source_hosts_lookup', replaceRegexpOne(host, '^[^.]*\\.', '')),
+        dictGetString('reference.source_hosts_lookup', 'name', replaceRegexpOne(host, '^[^.]*\\.', '')),
+        dictGetStringOrDefault('reference.source_hosts_lookup', 'name', cutToFirstSignificantSubdomain(host), host)
+    );
+
+create or replace function tidemark_is_paid as (medium) ->
+    dictHas('reference.paid_mediums_lookup', medium) or startsWith(medium, 'paid');
+
+-- A landing URL's query string with a leading '&', so that '&name=' finds a parameter.
+create or replace function tidemark_query as (url) ->
+    if(position(url, '?') > 0, concat('&', queryString(url)), '');
+
+create or replace function tidemark_parameter as (query, name) ->
+    if(
+        position(query, concat('&', name, '=')) > 0,
+        decodeURLFormComponent(splitByChar('&', substring(query, position(query, concat('&', name, '=')) + length(name) + 2), 2)[1]),
+        ''
+    );
+
+-- The click identifier a URL carries, by name; '' where it has none.
+create or replace function tidemark_click_id_kind as (query) ->
+    if(
+        query = '',
+        '',
+        ['', 'gclid', 'gbraid', 'wbraid', 'gad_source', 'fbclid', 'ttclid', 'epik', 'maas', '_kx', 'msclkid', 'dclid', 'yclid', 'twclid', 'li_fat_id', 'ScCid', 'irclickid'][
+            1 + multiSearchFirstIndex(query, ['&gclid=', '&gbraid=', '&wbraid=', '&gad_source=', '&fbclid=', '&ttclid=', '&epik=', '&maas=', '&_kx=', '&msclkid=', '&dclid=', '&yclid=', '&twclid=', '&li_fat_id=', '&ScCid=', '&irclickid='])
+        ]
+    );
+
+-- The rules of the contract, first match wins. query is that of tidemark_query; utm_source and
+-- medium are in lower case; the hosts in lower case, best as LowCardinality.
+create or replace function tidemark_source_rule as (utm_source, medium, query, host, referrer_host) ->
+    multiIf(
+        utm_source = '' and medium = '' and query = '' and referrer_host = '', 'r13',
+        multiSearchAny(query, ['&gclid=', '&gbraid=', '&wbraid=', '&gad_source='])
+        or (utm_source in ('google', 'adwords', 'youtube') and tidemark_is_paid(medium)), 'r01',
+        utm_source in ('facebook', 'fb', 'instagram', 'ig', 'meta', 'an')
+        and (tidemark_is_paid(medium) or position(query, '&fbclid=') > 0), 'r02',
+        position(query, '&ttclid=') > 0 or (utm_source = 'tiktok' and tidemark_is_paid(medium)), 'r03',
+        position(query, '&epik=') > 0 or (utm_source = 'pinterest' and tidemark_is_paid(medium)), 'r04',
+        multiSearchAny(query, ['&maas=', '&aa_']) or (utm_source = 'amazon' and tidemark_is_paid(medium)), 'r05',
+        medium in ('email', 'e-mail', 'newsletter', 'sms') or utm_source = 'klaviyo' or position(query, '&_kx=') > 0, 'r06',
+        medium != '' and tidemark_is_paid(medium), 'r07',
+        referrer_host != '' and utm_source = '' and medium = '' and position(query, '&utm_') = 0
+        and (
+            referrer_host = host
+            or (host != '' and cutToFirstSignificantSubdomain(referrer_host) = cutToFirstSignificantSubdomain(host) and cutToFirstSignificantSubdomain(host) != '')
+        ), 'r08',
+        tidemark_source_kind(referrer_host) = 'ai' or tidemark_source_kind(utm_source) = 'ai', 'r09',
+        medium = 'organic' or tidemark_source_kind(referrer_host) = 'search' or tidemark_source_kind(utm_source) = 'search', 'r10',
+        medium = 'social' or tidemark_source_kind(referrer_host) = 'social' or tidemark_source_kind(utm_source) = 'social'
+        or (utm_source = '' and position(query, '&fbclid=') > 0), 'r11',
+        referrer_host != '' or utm_source != '', 'r12',
+        'r13'
+    );
+
+-- What a tagged link says of its source and medium, or else what the rule and the referrer say.
+create or replace function tidemark_source as (rule, utm_source, click_id_kind, referrer_host) ->
+    multiIf(
+        rule in ('r08', 'r13'), '',
+        utm_source != '', tidemark_redact(utm_source),
+        referrer_host != '', tidemark_source_name(referrer_host),
+        click_id_kind
+    );
+
+create or replace function tidemark_medium as (rule, utm_medium) ->
+    if(
+        utm_medium != '',
+        tidemark_redact(utm_medium),
+        transform(
+            rule,
+            ['r01', 'r02', 'r03', 'r04', 'r05', 'r06', 'r07', 'r09', 'r10', 'r11', 'r12'],
+            ['cpc', 'cpc', 'cpc', 'cpc', 'cpc', 'email', 'paid', 'ai', 'organic', 'social', 'referral'],
+            ''
+        )
+    );
+
+create or replace function tidemark_confidence as (click_id_kind, utm_source, utm_medium) ->
+    multiIf(click_id_kind != '' or utm_medium != '', 'high', utm_source != '', 'medium', 'low');

@@ -1,0 +1,112 @@
+-- The project's own pixel: one event a line, as the SDK sends it.
+with parsed as (
+    select
+        line,
+        line_number,
+        JSONExtract(
+            line,
+            'Tuple(event_id Nullable(String), event_name Nullable(String), timestamp Nullable(String), anonymous_id Nullable(String), user_id Nullable(String), session_id Nullable(String), email Nullable(String), ip Nullable(String), user_agent Nullable(String), url Nullable(String), referrer Nullable(String), viewport Nullable(String), language Nullable(String), timezone Nullable(String), consent Nullable(String), properties Nullable(String))'
+        ) as e
+    from {{ lines }}
+),
+
+fields as (
+    select
+        line,
+        line_number,
+        tidemark_text(e.event_id) as event_id,
+        tidemark_text(e.event_name) as event_name,
+        tidemark_text(e.anonymous_id) as anonymous_id,
+        tidemark_text(e.timestamp) as timestamp_text,
+        tidemark_time(timestamp_text) as happened_at,
+        tidemark_text(e.session_id) as session_id,
+        lowerUTF8(trimBoth(tidemark_text(e.email))) as email,
+        tidemark_text(e.user_id) as user_id,
+        tidemark_text(e.ip) as ip,
+        tidemark_text(e.user_agent) as user_agent,
+        tidemark_text(e.url) as url,
+        tidemark_text(e.referrer) as referrer,
+        tidemark_text(e.viewport) as viewport,
+        tidemark_text(e.language) as language,
+        tidemark_text(e.timezone) as timezone,
+        tidemark_text(e.consent) as consent,
+        ifNull(e.properties, '{}') as raw_properties,
+        toLowCardinality(lower(domain(url))) as url_host,
+        toLowCardinality(lower(domain(referrer))) as referrer_host,
+        tidemark_query(url) as query,
+        position(query, '&utm_') > 0 as has_utm
+    from parsed
+),
+
+classified as (
+    select
+        *,
+        toLowCardinality(if(has_utm, lowerUTF8(trimBoth(tidemark_parameter(query, 'utm_source'))), '')) as utm_source,
+        toLowCardinality(if(has_utm, lowerUTF8(trimBoth(tidemark_parameter(query, 'utm_medium'))), '')) as utm_medium,
+        toLowCardinality(tidemark_source_rule(utm_source, utm_medium, query, url_host, referrer_host)) as source_rule_id,
+        tidemark_click_id_kind(query) as click_id_kind
+    from fields
+)
+
+select
+    line,
+    line_number,
+    event_id,
+    happened_at,
+    ifNull(happened_at, toDateTime64(0, 6, 'UTC')) as event_at,
+    tidemark_redact(event_name) as event_name,
+    if(position(anonymous_id, '@') > 0, tidemark_pseudonym('anonymous_id', anonymous_id, pseudonym_key), anonymous_id) as anonymous_id,
+    if(position(session_id, '@') > 0, tidemark_pseudonym('session_id', session_id, pseudonym_key), session_id) as session_id,
+    tidemark_pseudonym('email', email, pseudonym_key) as customer_key,
+    tidemark_pseudonym('user_id', user_id, pseudonym_key) as user_key,
+    JSONExtractString(raw_properties, 'order_id') as order_id,
+    url_host,
+    tidemark_redact_url(path(url)) as url_path,
+    if(
+        has_utm,
+        arrayStringConcat(
+            arrayMap(
+                parameter -> tidemark_redact_url(replaceAll(parameter, '+', ' ')),
+                arrayFilter(parameter -> startsWith(parameter, 'utm_'), splitByChar('&', query))
+            ),
+            '&'
+        ),
+        ''
+    ) as url_parameters,
+    referrer_host,
+    tidemark_redact_url(path(referrer)) as referrer_path,
+    click_id_kind,
+    if(click_id_kind = '', '', tidemark_pseudonym('click_id', tidemark_parameter(query, click_id_kind), pseudonym_key)) as click_id_hash,
+    tidemark_source(source_rule_id, utm_source, click_id_kind, referrer_host) as source,
+    tidemark_medium(source_rule_id, utm_medium) as medium,
+    if(has_utm, tidemark_redact(decodeURLComponent(tidemark_parameter(query, 'utm_campaign'))), '') as campaign,
+    source_rule_id,
+    tidemark_confidence(click_id_kind, utm_source, utm_medium) as source_confidence,
+    dictGetOrDefault('reference.geo', 'country', ifNull(toIPv6OrNull(ip), toIPv6('::')), '') as country,
+    if(user_agent = '', toUInt128(0), reinterpretAsUInt128(sipHash128Keyed(user_agent_key, user_agent))) as ua_hash,
+    user_agent,
+    if(ip = '' or indexOf(salt_days, toDate(event_at)) = 0, '', tidemark_pseudonym('ip', ip, salts[indexOf(salt_days, toDate(event_at))])) as ip_hash,
+    viewport,
+    language,
+    timezone,
+    if(
+        length(raw_properties) > 8192,
+        concat('{"__truncated":true,"original_bytes":', toString(length(raw_properties)), '}'),
+        tidemark_redact_properties(raw_properties)
+    ) as properties,
+    multiIf(
+        event_id = '', tidemark_unreadable(line, 'event_id'),
+        tidemark_is_container(line, event_id, 'event_id'), 'bad_value:event_id',
+        event_name = '', 'missing_field:event_name',
+        tidemark_is_container(line, event_name, 'event_name'), 'bad_value:event_name',
+        anonymous_id = '', 'missing_field:anonymous_id',
+        tidemark_is_container(line, anonymous_id, 'anonymous_id'), 'bad_value:anonymous_id',
+        timestamp_text = '', 'missing_field:timestamp',
+        happened_at is null, 'bad_value:timestamp',
+        not startsWith(raw_properties, '{'), 'bad_value:properties',
+        tidemark_is_container(line, url, 'url'), 'bad_value:url',
+        consent not in ('', '{"analytics":true}')
+        and lower(trimBoth(if(startsWith(consent, '{'), JSONExtractString(consent, 'analytics'), consent))) in ('false', '0', 'no', 'denied'), 'refused:consent',
+        ''
+    ) as reason
+from classified

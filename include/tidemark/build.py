@@ -1,0 +1,301 @@
+"""Building: dbt recomputes the days that loads have touched, and nothing else."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any, Literal
+
+from tidemark import clickhouse, policy, secrets_store
+from tidemark.config import Settings
+from tidemark.errors import TidemarkError, UsageError
+from tidemark.postgres import Connection
+
+#: A rate serves its own day and up to this many days after it.
+RATE_DAYS = 7
+SEED_TABLES = ("currencies", "paid_mediums", "source_hosts", "source_rules")
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeDay:
+    """A day to recompute: of one workspace, for one measure group."""
+
+    workspace_id: str
+    measure_group: str
+    local_date: date
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a build recomputes, and the last load batch it knows of."""
+
+    days: frozenset[ScopeDay]
+    last_batch_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """What became of one dbt node."""
+
+    name: str
+    status: str
+    #: Seconds.
+    seconds: float
+    message: str
+
+
+def scope(
+    connection: Connection, ladder: policy.Policy, from_date: date | None, to_date: date | None
+) -> Scope:
+    """The days touched since the last build that held, and those of a range asked for.
+
+    Raises:
+        UsageError: the range ends before it begins.
+    """
+    if from_date and to_date and to_date < from_date:
+        raise UsageError(f"--to {to_date} lies before --from {from_date}")
+    row = connection.execute(
+        "select coalesce((select max(last_batch_id) from control.builds where success), 0) as done,"
+        " coalesce((select max(batch_id) from control.load_batches where status = 'done'), 0)"
+        " as last"
+    ).fetchone()
+    assert row is not None
+    touched = connection.execute(
+        "select distinct workspace_id, measure, local_date from control.touched_days"
+        " where batch_id > %s and batch_id <= %s",
+        [row["done"], row["last"]],
+    ).fetchall()
+    if from_date or to_date:
+        touched += connection.execute(
+            "select distinct workspace_id, measure, local_date from control.load_days"
+            " where local_date between %s and %s",
+            [from_date or date.min, to_date or date.max],
+        ).fetchall()
+    days: set[ScopeDay] = set()
+    rate_days: set[date] = set()
+    for day in touched:
+        group = ladder.measure_group(day["measure"])
+        if group == "fx":
+            rate_days |= {day["local_date"] + timedelta(days=n) for n in range(RATE_DAYS + 1)}
+        else:
+            days.add(ScopeDay(day["workspace_id"], group, day["local_date"]))
+    if rate_days:
+        # A new rate matters where money of another currency lies.
+        for day in connection.execute(
+            "select distinct workspace_id, measure, local_date from control.load_days"
+            " inner join app.workspaces using (workspace_id)"
+            " where local_date = any(%s) and load_days.currency not in ('', workspaces.currency)",
+            [sorted(rate_days)],
+        ):
+            group = ladder.measure_group(day["measure"])
+            days.add(ScopeDay(day["workspace_id"], group, day["local_date"]))
+    return Scope(frozenset(days), row["last"])
+
+
+def publish_scope(settings: Settings, days: frozenset[ScopeDay]) -> None:
+    """Write the scope where dbt reads it: all of it or, if killed, what the rerun replaces."""
+    clickhouse.execute(settings, "truncate table reference.build_scope")
+    _insert(
+        settings,
+        "reference.build_scope",
+        [
+            {
+                "workspace_id": day.workspace_id,
+                "measure_group": day.measure_group,
+                "local_date": day.local_date.isoformat(),
+            }
+            for day in days
+        ],
+    )
+
+
+def publish_windows(settings: Settings, connection: Connection, ladder: policy.Policy) -> None:
+    """Write each workspace's windows where the marts read them, in months."""
+    overrides = policy.overrides(connection)
+    rows = [
+        {
+            "workspace_id": workspace["workspace_id"],
+            "class": name,
+            "window_months": min(
+                data_class.window, own.months if own is not None else data_class.window
+            ),
+            "is_override": own is not None,
+        }
+        for workspace in connection.execute("select workspace_id from app.workspaces")
+        for name, data_class in ladder.classes.items()
+        if data_class.window is not None
+        for own in [overrides.get((workspace["workspace_id"], name))]
+    ]
+    clickhouse.execute(settings, "truncate table reference.windows")
+    _insert(settings, "reference.windows", rows)
+
+
+def sync_workspaces(settings: Settings, connection: Connection) -> None:
+    """Copy the tenants to ClickHouse, where the load and the marts read them."""
+    exponents = _exponents(settings)
+    rows = [
+        {**row, "currency_exponent": exponents[row["currency"]]}
+        for row in connection.execute(
+            "select workspace_id, timezone, currency, plan, revenue_source from app.workspaces"
+            " where deleted_at is null order by workspace_id"
+        )
+    ]
+    known = clickhouse.rows(
+        settings,
+        "select workspace_id, timezone, currency, plan, revenue_source, currency_exponent"
+        " from reference.workspaces final order by workspace_id",
+    )
+    if known != rows:
+        clickhouse.execute(settings, "truncate table reference.workspaces")
+        _insert(settings, "reference.workspaces", rows)
+
+
+def _exponents(settings: Settings) -> dict[str, int]:
+    from tidemark import workspaces
+
+    return workspaces.currencies(settings.dbt_project / "seeds" / "currencies.csv")
+
+
+def _insert(settings: Settings, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        clickhouse.stream_insert(
+            settings,
+            f"insert into {table} format JSONEachRow",
+            ["\n".join(json.dumps(row) for row in rows).encode()],
+        )
+
+
+def seed(settings: Settings) -> bool:
+    """Bring the seeds into ClickHouse where their files changed; whether they had."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted((settings.dbt_project / "seeds").glob("*.*")):
+        digest.update(path.read_bytes())
+    mark = settings.home / "dbt" / "seeds.sha256"
+    tables = clickhouse.rows(
+        settings, "select name from system.tables where database = 'reference'"
+    )
+    present = {row["name"] for row in tables}
+    if (
+        present.issuperset(SEED_TABLES)
+        and mark.is_file()
+        and mark.read_text(encoding="ascii") == digest.hexdigest()
+    ):
+        return False
+    dbt(settings, ["seed"])
+    for name in ("source_hosts_lookup", "paid_mediums_lookup", "currencies_lookup"):
+        clickhouse.execute(settings, f"system reload dictionary reference.{name}")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(digest.hexdigest(), encoding="ascii")
+    return True
+
+
+def dbt(
+    settings: Settings,
+    arguments: Sequence[str],
+    *,
+    target: Literal["clickhouse", "postgres"] = "clickhouse",
+) -> list[ModelRun]:
+    """Run dbt in this process.
+
+    Returns:
+        What became of each node.
+
+    Raises:
+        TidemarkError: a node failed; the message names each with its error.
+    """
+    from dbt.cli.main import dbtRunner
+
+    folder = settings.home / "dbt"
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [
+        "--project-dir", str(settings.dbt_project),
+        "--profiles-dir", str(settings.dbt_project),
+        "--target", target,
+        "--target-path", str(folder / "target"),
+        "--log-path", str(settings.logs / "dbt"),
+        "--quiet",
+    ]  # fmt: skip
+    with _environment(settings):
+        outcome = dbtRunner().invoke([*arguments, *options])
+    runs = [
+        ModelRun(
+            result.node.name, str(result.status), result.execution_time, str(result.message or "")
+        )
+        for result in getattr(outcome.result, "results", None) or []
+    ]
+    if not outcome.success:
+        broken = [run for run in runs if run.status in ("error", "fail", "runtime error")]
+        text = "; ".join(f"{run.name}: {_first_lines(run.message)}" for run in broken)
+        raise TidemarkError(
+            f"dbt {arguments[0]} failed: {text or _first_lines(str(outcome.exception))}"
+        )
+    return runs
+
+
+def _first_lines(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:4])
+
+
+@contextmanager
+def _environment(settings: Settings) -> Iterator[None]:
+    """The profile's variables; dbt keeps those with this prefix out of its logs."""
+    wanted = {
+        "TIDEMARK_CLICKHOUSE_PORT": str(settings.clickhouse_port),
+        "TIDEMARK_POSTGRES_PORT": str(settings.postgres_port),
+        "DBT_ENV_SECRET_CLICKHOUSE_PASSWORD": secrets_store.read_password(
+            settings.secrets, secrets_store.CLICKHOUSE_OWNER
+        ),
+        "DBT_ENV_SECRET_POSTGRES_PASSWORD": secrets_store.read_password(
+            settings.secrets, secrets_store.POSTGRES_OWNER
+        ),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def start(connection: Connection, as_of: date, now: datetime, wanted: Scope) -> int:
+    """Record that a build begins; its number."""
+    with connection.transaction():
+        row = connection.execute(
+            "insert into control.builds (started_at, as_of, from_date, to_date)"
+            " values (%s, %s, %s, %s) returning build_id",
+            [
+                now,
+                as_of,
+                min((day.local_date for day in wanted.days), default=None),
+                max((day.local_date for day in wanted.days), default=None),
+            ],
+        ).fetchone()
+        assert row is not None
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "insert into control.build_days (build_id, workspace_id, local_date)"
+                " values (%s, %s, %s) on conflict do nothing",
+                [(row["build_id"], day.workspace_id, day.local_date) for day in wanted.days],
+            )
+    return int(row["build_id"])
+
+
+def finish(
+    connection: Connection, build_id: int, wanted: Scope, success: bool, now: datetime
+) -> None:
+    """Record how a build ended; one that held moves the mark up to which loads are built."""
+    with connection.transaction():
+        connection.execute(
+            "update control.builds set finished_at = %s, success = %s, last_batch_id = %s"
+            " where build_id = %s",
+            [now, success, wanted.last_batch_id if success else None, build_id],
+        )

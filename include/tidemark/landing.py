@@ -1,0 +1,125 @@
+"""The landing folder: which files stand in it, and what each is."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from typing import BinaryIO, Literal, cast
+
+from upath import UPath
+
+from tidemark.errors import UsageError
+from tidemark.policy import Policy
+
+Encoding = Literal["gzip", "zstd"]
+
+_SUFFIXES: dict[str, Encoding | None] = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
+# What a message may not repeat of a file's name: the same shapes that the load redacts in rows.
+_PERSONAL = re.compile(r"[^\s/@]+(?:@|%40)[^\s/@]+\.\w+|\+?\d[\d\s().-]{7,}\d")
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LandingFile:
+    """A complete file: `<landing>/<source>/<workspace_id>/<YYYY-MM-DD>/<name>.jsonl[.gz|.zst]`."""
+
+    source: str
+    workspace_id: str
+    delivery_date: date
+    #: May hold personal data: no log, table or message repeats it; `shown` may be repeated.
+    name: str = field(repr=False)
+    path: UPath = field(repr=False)
+    #: Bytes as they lie.
+    size: int
+
+    @property
+    def shown(self) -> str:
+        """Where the file lies below the landing folder, with what looks personal taken out."""
+        name = _PERSONAL.sub("[redacted]", self.name)
+        return f"{self.source}/{self.workspace_id}/{self.delivery_date}/{name}"
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How its bytes are compressed."""
+        return next(e for s, e in reversed(_SUFFIXES.items()) if self.name.endswith(s))
+
+    def open(self) -> BinaryIO:
+        """Open its bytes as they lie."""
+        return cast(BinaryIO, self.path.open("rb"))
+
+    def sha256(self) -> str:
+        """The SHA-256 of its bytes as they lie, in hex."""
+        digest = hashlib.sha256()
+        with self.open() as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def discover(
+    landing: str, policy: Policy, sources: Iterable[str], workspace: str | None
+) -> tuple[list[LandingFile], list[str]]:
+    """List the files of some sources, in the order they load: source, day, workspace, name.
+
+    Args:
+        sources: all of the policy's where empty.
+        workspace: only this workspace's; sources that have no folder a workspace come along.
+
+    Returns:
+        The files, and a line about each thing in the folder that is no landing file.
+
+    Raises:
+        UsageError: a source is not in the policy.
+    """
+    wanted = list(sources) or list(policy.sources)
+    for source in wanted:
+        if source not in policy.sources:
+            known = ", ".join(policy.sources)
+            raise UsageError(f"no source {source}; include/policy.yml has {known}")
+    root = UPath(landing)
+    if not root.exists():
+        return [], [f"{landing} does not exist: nothing to load"]
+    files: list[LandingFile] = []
+    problems = [
+        f"{_redacted(entry.name)}/ is no source of include/policy.yml: left alone"
+        for entry in _children(root)
+        if entry.is_dir() and entry.name not in policy.sources
+    ]
+    for source in (name for name in policy.sources if name in wanted):
+        for folder in _children(root / source):
+            own = policy.sources[source].workspace is not None
+            if not folder.is_dir() or (workspace not in (None, folder.name) and not own):
+                continue
+            for day in _children(folder):
+                try:
+                    delivery_date = date.fromisoformat(day.name)
+                except ValueError:
+                    problems.append(
+                        f"{source}/{_redacted(folder.name)}/{_redacted(day.name)}:"
+                        " the folder must be a day of delivery, YYYY-MM-DD"
+                    )
+                    continue
+                files += _files(source, folder.name, delivery_date, day)
+    order = {source: position for position, source in enumerate(policy.sources)}
+    files.sort(key=lambda f: (order[f.source], f.delivery_date, f.workspace_id, f.name))
+    return files, problems
+
+
+def _files(source: str, workspace_id: str, day: date, folder: UPath) -> Iterator[LandingFile]:
+    for entry in _children(folder):
+        # A name that starts with a dot or ends otherwise is a delivery still under way.
+        if not entry.name.startswith(".") and entry.name.endswith(tuple(_SUFFIXES)):
+            yield LandingFile(
+                source, workspace_id, day, entry.name, entry, int(entry.stat().st_size)
+            )
+
+
+def _children(folder: UPath) -> list[UPath]:
+    if not folder.is_dir():
+        return []
+    return sorted(folder.iterdir(), key=lambda entry: entry.name)
+
+
+def _redacted(name: str) -> str:
+    return _PERSONAL.sub("[redacted]", name)

@@ -1,0 +1,1010 @@
+"""Loading: landing files become rows of `raw`: once, whole, and without personal data.
+
+A batch of one source goes through four steps, and a kill between any two of them is mended by the
+next run:
+
+1. parse: each file streams into `load.stage` and `load.rejects` through the source's SQL;
+2. judge: among rows of one key, in the order of the files, which are stored, duplicate, replaced;
+3. prepare: `load.next_<table>` becomes the raw table as it shall be, by links to the parts that
+   stay; then PostgreSQL records the batch with its counts;
+4. publish: the tables change places with those of `raw`, and the counts enter the load ledger.
+"""
+
+import json
+import re
+import secrets
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from tidemark import clickhouse, keys, policy, privacy
+from tidemark.clickhouse import ClickHouseError
+from tidemark.config import Settings
+from tidemark.errors import Refused, TidemarkError
+from tidemark.landing import LandingFile, discover
+from tidemark.postgres import Connection
+
+#: A batch holds at most this much, or one larger file.
+BATCH_BYTES = 256 << 20
+BATCH_FILES = 400
+PARSERS = 2
+
+RETRYABLE = ("unknown_workspace", "bad_timestamp", "past_retention")
+_REFUSED = "refused:"
+
+_STAGE_COLUMNS = """
+workspace_id LowCardinality(String),
+source_system LowCardinality(String),
+local_date Date,
+delivery_date Date,
+load_id UInt64,
+line_number UInt64,
+row_key UInt128,
+version_at DateTime64(6, 'UTC')
+"""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Lines of one file by their fate: lines = stored + duplicate + quarantined + refused."""
+
+    lines: int = 0
+    stored: int = 0
+    duplicate: int = 0
+    quarantined: int = 0
+    refused: int = 0
+    #: Of the quarantined, those that `--retry` may store later.
+    retryable: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What became of one file."""
+
+    file: str
+    status: str
+    load_id: int | None = None
+    counts: Counts = field(default_factory=Counts)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a load did."""
+
+    as_of: date
+    files: tuple[FileReport, ...]
+    #: Files that were loaded before.
+    unchanged: int
+    notes: tuple[str, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a file could not be loaded."""
+        return any(file.error for file in self.files)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as one JSON document."""
+        total = Counts()
+        for file in self.files:
+            for name, value in asdict(file.counts).items():
+                setattr(total, name, getattr(total, name) + value)
+        return {
+            "as_of": self.as_of,
+            **asdict(total),
+            "files": [
+                {"file": f.file, "status": f.status, "load_id": f.load_id, **asdict(f.counts)}
+                | ({"error": f.error} if f.error else {})
+                for f in self.files
+            ],
+            "unchanged": self.unchanged,
+            "notes": list(self.notes),
+        }
+
+
+Advance = Callable[[int], None]
+#: Told the bytes that will be read, gives what to call with the bytes read.
+Track = Callable[[int], Advance]
+
+
+def run(
+    settings: Settings,
+    connection: Connection,
+    *,
+    as_of: date,
+    now: datetime,
+    sources: Sequence[str] = (),
+    workspace: str | None = None,
+    landing: str | None = None,
+    retry: bool = False,
+    track: Track = lambda _total: lambda _bytes: None,
+) -> Report:
+    """Load every landing file that is not loaded yet. The caller holds the warehouse's lock.
+
+    Args:
+        as_of: the day that decides windows and which times lie in the future.
+        now: the clock of this run.
+        landing: a path or URL; the settings' by default.
+        retry: read files again whose lines were quarantined for their time or workspace, and
+            take those lines alone.
+
+    Raises:
+        Refused: as_of lies in the future.
+        TidemarkError: a store does not answer; what was published stays.
+    """
+    if as_of > now.date():
+        raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
+    loader = _Loader(settings, connection, policy.read(settings), as_of, now)
+    loader.recover()
+    files, notes = discover(
+        landing or settings.landing, loader.policy, sources, workspace
+    )
+    todo, unchanged = loader.select(files, retry)
+    advance = track(sum(item.file.size for item in todo))
+    reports: list[FileReport] = []
+    for batch in _batches(todo):
+        reports += loader.load(batch, files, advance)
+    return Report(as_of, tuple(reports), unchanged, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A file to load: new, or again for the lines it has in quarantine."""
+
+    file: LandingFile
+    name_hash: str
+    sha256: str
+    load_id: int
+    is_retry: bool
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        if batch and (
+            item.file.source != batch[0].file.source
+            or item.is_retry != batch[0].is_retry
+            or size + item.file.size > BATCH_BYTES
+            or len(batch) == BATCH_FILES
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += item.file.size
+    if batch:
+        yield batch
+
+
+class _ClassSql:
+    """The blocks of `include/sql/load/classes/<class>.sql`."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.path = settings.sql / "load" / "classes" / f"{name}.sql"
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise TidemarkError(f"class {name} has no {self.path}") from error
+        parts = re.split(r"^-- block: (.+)\n", text, flags=re.MULTILINE)
+        blocks = dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
+        try:
+            self.stage = blocks.pop("stage")
+            self.key = blocks.pop("key")
+            self.version = blocks.pop("version")
+        except KeyError as error:
+            raise TidemarkError(f"{self.path} has no block {error}") from error
+        self.targets = {n.split()[1]: b for n, b in blocks.items() if n.startswith("target ")}
+        self.effects = {n.split()[1]: b for n, b in blocks.items() if n.startswith("effects ")}
+
+
+class _Loader:
+    """One run: its stores, its policy, its clock."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        ladder: policy.Policy,
+        as_of: date,
+        now: datetime,
+    ) -> None:
+        self.settings = settings
+        self.connection = connection
+        self.policy = ladder
+        self.as_of = as_of
+        self.now = now
+        self.keyring = keys.Keyring.from_settings(settings)
+        with connection.transaction():
+            self.ledger_key = self.keyring.ledger_key(connection, now)
+            self.salts = self.keyring.daily_salts(
+                connection, [as_of + timedelta(days=n) for n in range(-3, 2)], as_of, now
+            )
+        self.workspaces = {
+            row["workspace_id"]: row
+            for row in connection.execute(
+                "select workspace_id, timezone, currency, plan, revenue_source"
+                " from app.workspaces where deleted_at is null"
+            )
+        }
+        self.overrides = policy.overrides(connection)
+
+    # -- which files ---------------------------------------------------------------------------
+
+    def select(self, files: Iterable[LandingFile], retry: bool) -> tuple[list[_Item], int]:
+        """The files to load now, and how many need nothing."""
+        known = {
+            (r["source"], r["workspace_id"], r["delivery_date"], r["file_name_hash"], r["file_sha256"]): r
+            for r in self.connection.execute(
+                "select load_id, source, workspace_id, delivery_date, file_name_hash, file_sha256,"
+                " status, retryable from control.loads"
+            )
+        }
+        items: list[_Item] = []
+        unchanged = 0
+        for file in files:
+            name_hash, sha256 = self._name_hash(file.name), file.sha256()
+            row = known.get(
+                (file.source, file.workspace_id, file.delivery_date, name_hash, sha256)
+            )
+            if row is None or row["status"] == "staged":
+                load_id = row["load_id"] if row else self._claim(file, name_hash, sha256)
+                items.append(_Item(file, name_hash, sha256, load_id, is_retry=False))
+            elif retry and row["retryable"]:
+                items.append(_Item(file, name_hash, sha256, row["load_id"], is_retry=True))
+            else:
+                unchanged += 1
+        return items, unchanged
+
+    def _name_hash(self, name: str) -> str:
+        return privacy.keyed_hash(self.ledger_key, name.encode("utf-8", "surrogateescape"))
+
+    def _claim(self, file: LandingFile, name_hash: str, sha256: str) -> int:
+        with self.connection.transaction():
+            row = self.connection.execute(
+                "insert into control.loads (source, workspace_id, delivery_date, file_name_hash,"
+                " file_sha256, bytes, status, as_of, started_at)"
+                " values (%s, %s, %s, %s, %s, %s, 'staged', %s, %s) returning load_id",
+                [
+                    file.source, file.workspace_id, file.delivery_date, name_hash, sha256,
+                    file.size, self.as_of, self.now,
+                ],
+            ).fetchone()  # fmt: skip
+        assert row is not None
+        return int(row["load_id"])
+
+    # -- one batch -----------------------------------------------------------------------------
+
+    def load(
+        self, batch: list[_Item], listed: Sequence[LandingFile], advance: Advance
+    ) -> list[FileReport]:
+        """Load the files of one source together; a file that can't be read is left out."""
+        source = batch[0].file.source
+        class_name, data_class = self.policy.class_of(source)
+        sql = _ClassSql(self.settings, class_name)
+        self._sweep()
+        failures = self._parse(batch, source, class_name, sql, advance)
+        kept = [item for item in batch if item.load_id not in failures]
+        reports = [
+            FileReport(item.file.shown, "failed", item.load_id, error=failures[item.load_id])
+            for item in batch
+            if item.load_id in failures
+        ]
+        if not kept:
+            return reports
+        self._describe_files(kept, listed)
+        self._judge(sql, data_class)
+        counts = self._counts(kept)
+        results = {
+            str(item.load_id): {
+                "counts": asdict(counts[item.load_id]),
+                "is_retry": item.is_retry,
+                "days": [],
+            }
+            for item in kept
+        }
+        for day in self._days(sql):
+            results[str(day.pop("load_id"))]["days"].append(day)
+        tables = self._prepare(kept, sql)
+        with self.connection.transaction():
+            row = self.connection.execute(
+                "insert into control.load_batches (source, status, tables, results, prepared_at)"
+                " values (%s, 'prepared', %s, %s, %s) returning batch_id",
+                [source, tables, Jsonb(results), self.now],
+            ).fetchone()
+            assert row is not None
+            batch_id = int(row["batch_id"])
+            # Before the commit: from then on a rerun takes the tables for finished.
+            for table in tables:
+                self._run(f"alter table {_next(table)} modify comment 'load batch {batch_id}'")
+        self._publish(batch_id)
+        return reports + [
+            FileReport(
+                item.file.shown,
+                "retried" if item.is_retry else "loaded",
+                item.load_id,
+                counts[item.load_id],
+            )
+            for item in kept
+        ]
+
+    def _sweep(self) -> None:
+        for row in self._rows("select name from system.tables where database = 'load'"):
+            self._run(f"drop table if exists load.{_quoted(row['name'])}")
+
+    def _parse(
+        self, batch: list[_Item], source: str, class_name: str, sql: _ClassSql, advance: Advance
+    ) -> dict[int, str]:
+        """Stream the files into `load.stage` and `load.rejects`; the errors, by load."""
+        has_user_agents = re.search(r"^ua_hash\b", sql.stage, re.MULTILINE) is not None
+        columns = f"{_STAGE_COLUMNS.strip()},\n{sql.stage}"
+        extra = ", user_agent String" if has_user_agents else ""
+        self._run(f"create table load.stage ({columns}) engine = MergeTree order by tuple()")
+        self._run(
+            f"create table load.lines ({columns}, reason LowCardinality(String), line_hash String"
+            f"{extra}) engine = Null"
+        )
+        self._run(
+            "create table load.rejects (load_id UInt64, line_number UInt64, reason LowCardinality"
+            "(String), line_hash String) engine = MergeTree order by (load_id, line_number)"
+        )
+        not_staged = "reason, line_hash" + (", user_agent" if has_user_agents else "")
+        self._run(
+            "create materialized view load.lines_to_stage to load.stage as"
+            f" select * except ({not_staged}) from load.lines where reason = ''"
+        )
+        self._run(
+            "create materialized view load.lines_to_rejects to load.rejects as"
+            " select load_id, line_number, reason, line_hash from load.lines where reason != ''"
+        )
+        if has_user_agents:
+            # In memory alone: a user agent must not reach the disk.
+            self._run(
+                "create table load.user_agents_seen (ua_hash UInt128, user_agent String)"
+                " engine = Memory"
+            )
+            self._run(
+                "create materialized view load.lines_to_user_agents to load.user_agents_seen as"
+                " select distinct ua_hash, user_agent from load.lines"
+                " where reason = '' and user_agent != ''"
+            )
+        statement = self._parse_statement(source, class_name, sql, has_user_agents)
+        failures: dict[int, str] = {}
+        sessions = threading.local()
+
+        def parse(item: _Item) -> None:
+            ready = getattr(sessions, "workspace_id", None) == item.file.workspace_id
+            if not ready:
+                sessions.session_id = f"tidemark-load-{secrets.token_hex(16)}"
+                self._open_session(sessions.session_id, item.file.workspace_id)
+                sessions.workspace_id = item.file.workspace_id
+            try:
+                self._stream(item, statement, sessions.session_id, class_name, advance)
+            except ClickHouseError as error:
+                import os
+                if os.environ.get("TM_DEV"): print(str(error)[:1800])
+                failures[item.load_id] = _reason_to_show(error)
+            except OSError as error:
+                failures[item.load_id] = f"cannot be read: {type(error).__name__}"
+
+        with ThreadPoolExecutor(min(PARSERS, len(batch))) as pool:
+            for _ in pool.map(parse, batch):
+                pass
+        if failures:
+            broken = ", ".join(str(load_id) for load_id in failures)
+            for table in ("stage", "rejects"):
+                self._run(
+                    f"alter table load.{table} delete where load_id in ({broken})"
+                    " settings mutations_sync = 2"
+                )
+        if has_user_agents:
+            privacy.classify_user_agents(self.settings)
+        return failures
+
+    def _parse_statement(
+        self, source: str, class_name: str, sql: _ClassSql, has_user_agents: bool
+    ) -> str:
+        _, data_class = self.policy.class_of(source)
+        path = self.settings.sql / "load" / f"{source}.sql"
+        try:
+            select = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise TidemarkError(f"source {source} has no {path}") from error
+        columns = self._columns("load.lines")
+        erased = " or ".join(
+            f"{column} in (select subject_hash from tidemark_erased)"
+            for column in data_class.subjects
+        )
+        group = next(iter(data_class.measures.values()))
+        return f"""
+insert into load.lines ({", ".join(map(_quoted, columns))})
+with
+    (select (unhex(any(inner_key)), unhex(any(outer_key))) from tidemark_keys where name = 'pseudonym') as pseudonym_key,
+    (select (unhex(any(inner_key)), unhex(any(outer_key))) from tidemark_keys where name = 'ledger') as ledger_key,
+    (select (reinterpretAsUInt64(unhex(any(inner_key))), reinterpretAsUInt64(unhex(any(outer_key)))) from tidemark_keys where name = 'user_agent') as user_agent_key,
+    (select arraySort(groupArray((day, unhex(inner_key), unhex(outer_key)))) from tidemark_keys where name = 'salt') as salt_rows,
+    arrayMap(salt -> salt.1, salt_rows) as salt_days,
+    arrayMap(salt -> (salt.2, salt.3), salt_rows) as salts,
+    numbered_lines as (
+        select line, row_number() over (rows between current row and current row) as line_number
+        from input('line String')
+    ),
+    wanted_lines as (
+        select line, line_number
+        from numbered_lines
+        where {{is_retry:UInt8}} = 0 or line_number in (
+            select line_number from raw.quarantine
+            where load_id = {{load_id:UInt64}} and reason in {RETRYABLE}
+        )
+    ),
+    parsed_lines as (
+{select.replace("{{ lines }}", "wanted_lines")}
+    ),
+    placed_lines as (
+        select
+            *,
+            {{workspace_id:String}} as workspace_id,
+            {{source:String}} as source_system,
+            toDate(toTimeZone(ifNull(happened_at, toDateTime64(0, 6, 'UTC')), {{timezone:String}})) as local_date,
+            {{delivery_date:Date}} as delivery_date,
+            {{load_id:UInt64}} as load_id
+        from parsed_lines
+    ),
+    judged_lines as (
+        select
+            * except (reason),
+            multiIf(
+                {{is_known:UInt8}} = 0, 'unknown_workspace',
+                reason != '', reason,
+                happened_at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC')
+                or happened_at >= toDateTime64(addDays({{as_of:Date}}, 2), 6, 'UTC'), 'bad_timestamp',
+                local_date < {{oldest:Date}}
+                or local_date in (
+                    select local_date from retention.frozen_days
+                    where workspace_id = {{workspace_id:String}} and measure_group = '{group}'
+                ), 'past_retention',
+                {erased or "false"}, '{_REFUSED}erasure',
+                ''
+            ) as reason
+        from placed_lines
+    ),
+    final as (
+        select
+            *,
+            {sql.key} as row_key,
+            {sql.version} as version_at,
+            if(
+                reason = '' or startsWith(reason, '{_REFUSED}'),
+                '',
+                substring(tidemark_hmac(line, ledger_key), 1, 32)
+            ) as line_hash
+        from judged_lines
+    )
+select {", ".join(map(_quoted, columns))}
+from final
+format LineAsString
+"""
+
+    def _open_session(self, session_id: str, workspace_id: str) -> None:
+        """Bring the keys into a temporary table of the session, in the body of an insert."""
+        session = {"session_id": session_id, "session_timeout": "3600"}
+        self._run(
+            "create temporary table tidemark_keys"
+            " (name String, day Date, inner_key String, outer_key String)",
+            session,
+        )
+        self._run("create temporary table tidemark_erased (subject_hash String)", session)
+        rows = [("ledger", self.as_of, self.ledger_key)]
+        rows += [("salt", day, salt) for day, salt in self.salts.items()]
+        erased: list[str] = []
+        if workspace_id in self.workspaces:
+            pseudonym_key = self.keyring.pseudonym_key(self.connection, workspace_id)
+            rows.append(("pseudonym", self.as_of, pseudonym_key))
+            erased = [
+                row["subject_hash"]
+                for row in self.connection.execute(
+                    "select subject_hash from control.erasure_list where workspace_id = %s",
+                    [workspace_id],
+                )
+            ]
+        documents = [
+            {"name": name, "day": day.isoformat(), **privacy.hmac_pads(key)}
+            for name, day, key in rows
+        ]
+        documents.append(
+            {
+                "name": "user_agent",
+                "day": self.as_of.isoformat(),
+                **privacy.siphash_key(self.ledger_key),
+            }
+        )
+        for table, body in (
+            ("tidemark_keys", "\n".join(json.dumps(document) for document in documents)),
+            ("tidemark_erased", "\n".join(json.dumps({"subject_hash": h}) for h in erased)),
+        ):
+            if body:
+                clickhouse.stream_insert(
+                    self.settings,
+                    f"insert into {table} format JSONEachRow",
+                    [body.encode()],
+                    params=session,
+                )
+
+    def _stream(
+        self,
+        item: _Item,
+        statement: str,
+        session_id: str,
+        class_name: str,
+        advance: Advance,
+    ) -> None:
+        file = item.file
+        data_class = self.policy.classes[class_name]
+        own_folder = self.policy.sources[file.source].workspace
+        workspace = self.workspaces.get(file.workspace_id)
+        is_known = file.workspace_id == own_folder if own_folder else workspace is not None
+        oldest = data_class.oldest_day(
+            self.as_of, self.overrides.get((file.workspace_id, class_name))
+        )
+        by_workspace = data_class.days == "workspace" and workspace is not None
+        params = {
+            "session_id": session_id,
+            "param_workspace_id": file.workspace_id,
+            "param_source": file.source,
+            "param_timezone": workspace["timezone"] if by_workspace and workspace else "UTC",
+            "param_currency": workspace["currency"] if workspace else "",
+            "param_delivery_date": file.delivery_date.isoformat(),
+            "param_load_id": str(item.load_id),
+            "param_is_retry": str(int(item.is_retry)),
+            "param_is_known": str(int(is_known)),
+            "param_as_of": self.as_of.isoformat(),
+            "param_oldest": (oldest or date(1970, 1, 1)).isoformat(),
+            # One stream up to the window function, so that line numbers are the file's.
+            "parallelize_output_from_storages": "0",
+            "max_insert_threads": "2",
+            "log_queries": "0",
+        }
+        with file.open() as stream:
+
+            def chunks() -> Iterator[bytes]:
+                while chunk := stream.read(clickhouse.CHUNK_BYTES):
+                    yield chunk
+                    advance(len(chunk))
+
+            clickhouse.stream_insert(
+                self.settings, statement, chunks(), content_encoding=file.encoding, params=params
+            )
+
+    def _describe_files(self, kept: list[_Item], listed: Sequence[LandingFile]) -> None:
+        """`load.files`: the order of the batch's files, and each known file's rank in its folder.
+
+        Names stay out of the stores, so the rank among the names that stand in the folder now
+        stands for the name. A file that is gone from landing ranks below those that are there.
+        """
+        order = {item.load_id: number for number, item in enumerate(kept, start=1)}
+        folders = {(i.file.source, i.file.workspace_id, i.file.delivery_date) for i in kept}
+        names: dict[tuple[str, str, date], list[str]] = defaultdict(list)
+        for file in listed:
+            folder = (file.source, file.workspace_id, file.delivery_date)
+            if folder in folders:
+                names[folder].append(file.name)
+        rank_of = {
+            (*folder, self._name_hash(name)): rank
+            for folder, listing in names.items()
+            for rank, name in enumerate(sorted(listing), start=1)
+        }
+        rows = self.connection.execute(
+            "select load_id, source, workspace_id, delivery_date, file_name_hash"
+            " from control.loads where source = %s and delivery_date = any(%s)",
+            [kept[0].file.source, [folder[2] for folder in folders]],
+        ).fetchall()
+        documents = [
+            {
+                "load_id": row["load_id"],
+                "seq": order.get(row["load_id"], 0),
+                "name_rank": rank_of.get(
+                    (row["source"], row["workspace_id"], row["delivery_date"], row["file_name_hash"]),
+                    0,
+                ),
+            }
+            for row in rows
+        ]
+        self._run(
+            "create table load.files (load_id UInt64, seq UInt64, name_rank UInt64)"
+            " engine = MergeTree order by load_id"
+        )
+        clickhouse.stream_insert(
+            self.settings,
+            "insert into load.files format JSONEachRow",
+            ["\n".join(json.dumps(document) for document in documents).encode()],
+        )
+
+    def _judge(self, sql: _ClassSql, data_class: policy.DataClass) -> None:
+        """`load.fates`: of every row whose key stands elsewhere too, what becomes of it.
+
+        Keys that stand once, by far the most, get no entry: their rows are stored.
+        """
+        primary = next(iter(sql.targets))
+        key = self._raw_expression(sql.key)
+        version = self._raw_expression(sql.version)
+        bounds = "workspace_id in (select distinct workspace_id from load.stage)"
+        if data_class.versions == "first":
+            # An event's key holds within its month.
+            bounds += (
+                " and toYYYYMM(local_date) in (select distinct toYYYYMM(local_date) from load.stage)"
+            )
+        self._run(
+            "create table load.contested (row_key UInt128) engine = MergeTree order by row_key"
+        )
+        self._run(
+            "insert into load.contested"
+            " select row_key from load.stage group by row_key having count() > 1"
+            " union distinct"
+            f" select {key} as row_key from {primary} where {bounds}"
+            " and row_key in (select row_key from load.stage)"
+        )
+        self._run(
+            "create table load.fates (load_id UInt64, line_number UInt64, seq UInt64,"
+            " is_duplicate Bool, is_replaced Bool, previous_load_id UInt64,"
+            " previous_line_number UInt64) engine = MergeTree order by (load_id, line_number)"
+        )
+        contenders = f"""
+contenders as (
+    select
+        stage.row_key as row_key,
+        stage.load_id as load_id,
+        stage.line_number as line_number,
+        files.seq as seq,
+        (stage.version_at, stage.delivery_date, files.name_rank, stage.line_number) as version
+    from load.stage as stage
+    inner join load.files as files on stage.load_id = files.load_id
+    where row_key in (select row_key from load.contested)
+    union all
+    select
+        {key} as row_key,
+        known.load_id as load_id,
+        known.line_number as line_number,
+        toUInt64(0) as seq,
+        ({version}, known.delivery_date, files.name_rank, known.line_number) as version
+    from {primary} as known
+    left join load.files as files on known.load_id = files.load_id
+    where {bounds} and row_key in (select row_key from load.contested)
+)"""
+        if data_class.versions == "first":
+            statement = f"""
+with {contenders}
+select
+    load_id,
+    line_number,
+    seq,
+    row_number() over (partition by row_key order by seq, line_number) > 1 as is_duplicate,
+    false as is_replaced,
+    0 as previous_load_id,
+    0 as previous_line_number
+from contenders
+"""
+        else:
+            statement = f"""
+with {contenders},
+in_file as (
+    select *, row_number() over (partition by row_key, seq order by version desc) as place
+    from contenders
+),
+in_order as (
+    select
+        *,
+        count() over before as known,
+        max(version) over before as best_before
+    from in_file
+    where place = 1
+    window before as (partition by row_key order by seq rows between unbounded preceding and 1 preceding)
+),
+winners as (
+    select
+        *,
+        lagInFrame(load_id) over all_of_key as previous_load_id,
+        lagInFrame(line_number) over all_of_key as previous_line_number,
+        leadInFrame(toUInt8(1), 1, toUInt8(0)) over all_of_key as is_replaced
+    from in_order
+    where known = 0 or version > best_before
+    window all_of_key as (partition by row_key order by seq rows between unbounded preceding and unbounded following)
+)
+select load_id, line_number, seq, true as is_duplicate, false as is_replaced, 0 as previous_load_id, 0 as previous_line_number
+from in_file
+where place > 1
+union all
+select load_id, line_number, seq, true, false, 0, 0
+from in_order
+where known > 0 and version <= best_before
+union all
+select load_id, line_number, seq, false, is_replaced = 1, previous_load_id, previous_line_number
+from winners
+"""
+        self._run(f"insert into load.fates {statement}")
+
+    @staticmethod
+    def _raw_expression(expression: str) -> str:
+        """An expression of the stage's columns, for a raw table."""
+        return expression.replace("source_system", "source")
+
+    def _counts(self, kept: list[_Item]) -> dict[int, Counts]:
+        counts = {item.load_id: Counts() for item in kept}
+        for row in self._rows("select load_id, count() as n from load.stage group by load_id"):
+            counts[row["load_id"]].stored = row["n"]
+        for row in self._rows(
+            "select load_id, count() as n from load.fates where seq > 0 and is_duplicate"
+            " group by load_id"
+        ):
+            counts[row["load_id"]].stored -= row["n"]
+            counts[row["load_id"]].duplicate = row["n"]
+        for row in self._rows(
+            "select load_id, reason, count() as n from load.rejects group by load_id, reason"
+        ):
+            count = counts[row["load_id"]]
+            if row["reason"].startswith(_REFUSED):
+                count.refused += row["n"]
+            else:
+                count.quarantined += row["n"]
+                count.retryable += row["n"] if row["reason"] in RETRYABLE else 0
+        for count in counts.values():
+            count.lines = count.stored + count.duplicate + count.quarantined + count.refused
+        return counts
+
+    def _days(self, sql: _ClassSql) -> Iterator[dict[str, Any]]:
+        """What each file adds per day and currency, and what it takes away by replacing rows."""
+        stored = self._stage("not (is_duplicate and seq > 0)")
+        for measure, effects in sql.effects.items():
+            added, replaced = effects, effects
+            for table, select in sql.targets.items():
+                columns = ", ".join(map(_quoted, self._columns(table)))
+                new = f"select {columns} from ({self._target(select, stored)})"
+                old = (
+                    f"select {columns} from {table} where (load_id, line_number) in"
+                    " (select load_id, line_number from load.fates where seq = 0 and is_replaced)"
+                )
+                mark = "{{ " + table + " }}"
+                added = added.replace(mark, f"({new})")
+                replaced = replaced.replace(mark, f"({new} union all {old})")
+            for row in self._rows(f"""
+select
+    load_id, workspace_id, local_date, currency,
+    sum(sign * events) as event_count, sum(sign * ids) as distinct_ids, sum(sign * amount) as money
+from (
+    select load_id, workspace_id, local_date, currency,
+        1 as sign, toInt64(count()) as events, toInt64(uniqExact(id)) as ids, sum(money) as amount
+    from ({added})
+    group by load_id, workspace_id, local_date, currency
+    union all
+    select fates.load_id as load_id, workspace_id, local_date, currency,
+        -1 as sign, toInt64(count()) as events, toInt64(uniqExact(id)) as ids, sum(money) as amount
+    from ({replaced}) as replaced
+    inner join load.fates as fates
+        on replaced.load_id = fates.previous_load_id
+        and replaced.line_number = fates.previous_line_number
+    where fates.previous_load_id > 0 and fates.seq > 0 and not fates.is_duplicate
+    group by fates.load_id, workspace_id, local_date, currency
+)
+group by load_id, workspace_id, local_date, currency
+"""):
+                yield {"measure": measure, **row}
+
+    def _stage(self, kept: str) -> str:
+        """The staged rows with some fates."""
+        return (
+            "(select * from load.stage where (load_id, line_number) not in"
+            f" (select load_id, line_number from load.fates where not ({kept})))"
+        )
+
+    @staticmethod
+    def _target(select: str, stage: str) -> str:
+        return select.replace("{{ stage }}", stage).replace(
+            "{{ user_agents_seen }}", "load.user_agents_seen"
+        )
+
+    def _prepare(self, kept: list[_Item], sql: _ClassSql) -> list[str]:
+        """Build `load.next_<table>` of every raw table that changes; their names."""
+        published = self._stage("not (seq > 0 and (is_duplicate or is_replaced))")
+        replaced = (
+            "(load_id, line_number) in"
+            " (select load_id, line_number from load.fates where seq = 0 and is_replaced)"
+        )
+        changes = [
+            (table, self._target(select, published), replaced)
+            for table, select in sql.targets.items()
+        ]
+        loads = [
+            {
+                "load_id": item.load_id,
+                "source": item.file.source,
+                "workspace_id": item.file.workspace_id,
+                "delivery_date": item.file.delivery_date.isoformat(),
+                "file_name_hash": item.name_hash,
+            }
+            for item in kept
+        ]
+        self._run(
+            "create table load.loads (load_id UInt64, source String, workspace_id String,"
+            " delivery_date Date, file_name_hash String) engine = Memory"
+        )
+        clickhouse.stream_insert(
+            self.settings,
+            "insert into load.loads format JSONEachRow",
+            ["\n".join(json.dumps(document) for document in loads).encode()],
+        )
+        retried = ", ".join(str(item.load_id) for item in kept if item.is_retry) or "0"
+        changes.append(
+            (
+                "raw.quarantine",
+                "select source, workspace_id, delivery_date as local_date, delivery_date,"
+                " file_name_hash, line_number, line_hash, reason, load_id from load.rejects"
+                f" inner join load.loads using (load_id) where not startsWith(reason, '{_REFUSED}')",
+                f"load_id in ({retried}) and reason in {RETRYABLE}",
+            )
+        )
+        return [
+            table
+            for table, rows, outdated in changes
+            if self._prepare_table(table, rows, outdated)
+        ]
+
+    def _prepare_table(self, table: str, rows: str, outdated: str) -> bool:
+        columns = ", ".join(map(_quoted, self._columns(table)))
+        target = _next(table)
+        self._run(f"create table {target} as {table}")
+        self._run(f"alter table {target} attach partition all from {table}")
+        touched = [
+            row["partition_id"]
+            for row in self._rows(
+                f"select distinct _partition_id as partition_id from {table} where {outdated}"
+            )
+        ]
+        for partition_id in touched:
+            self._run(f"alter table {target} drop partition id '{partition_id}'")
+            self._run(
+                f"insert into {target} ({columns}) select {columns} from {table}"
+                f" where _partition_id = '{partition_id}' and not ({outdated})"
+            )
+        summary = self._run(
+            f"insert into {target} ({columns}) select {columns} from ({rows})",
+            {"max_insert_threads": "2"},
+        ).summary
+        if not touched and int(summary.get("written_rows", 0)) == 0:
+            self._run(f"drop table {target}")
+            return False
+        return True
+
+    # -- publish and recover -------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Finish what a killed run had prepared, and drop what it had not."""
+        for row in self.connection.execute(
+            "select batch_id from control.load_batches where status = 'prepared' order by batch_id"
+        ).fetchall():
+            self._publish(row["batch_id"])
+        self._sweep()
+
+    def _publish(self, batch_id: int) -> None:
+        row = self.connection.execute(
+            "select tables, results from control.load_batches where batch_id = %s", [batch_id]
+        ).fetchone()
+        assert row is not None
+        comment = f"load batch {batch_id}"
+        for table in row["tables"]:
+            comments = {
+                f"{r['database']}.{r['name']}": r["comment"]
+                for r in self._rows(
+                    "select database, name, comment from system.tables"
+                    " where database in ('raw', 'load')"
+                )
+            }
+            # The comment travels with the table, so it says whether the exchange has happened.
+            if comments[table] != comment:
+                if comments.get(_next(table)) != comment:
+                    raise TidemarkError(
+                        f"{_next(table)} of load batch {batch_id} is gone although PostgreSQL has"
+                        " the batch as prepared: restore ClickHouse, or both stores, from a backup"
+                    )
+                self._run(f"exchange tables {_next(table)} and {table}")
+            self._run(f"drop table if exists {_next(table)}")
+        with self.connection.transaction():
+            self._enter(row["results"])
+            with self.connection.cursor() as cursor:
+                cursor.executemany(
+                    "insert into control.touched_days (batch_id, workspace_id, measure, local_date)"
+                    " values (%s, %s, %s, %s) on conflict do nothing",
+                    [
+                        (batch_id, day["workspace_id"], day["measure"], day["local_date"])
+                        for result in row["results"].values()
+                        for day in result["days"]
+                    ],
+                )
+            self.connection.execute(
+                "update control.load_batches set status = 'done', done_at = %s"
+                " where batch_id = %s",
+                [self.now, batch_id],
+            )
+
+    def _enter(self, results: dict[str, Any]) -> None:
+        """Add a batch's counts and days to the load ledger, in the caller's transaction."""
+        for load_id, result in results.items():
+            counts = result["counts"]
+            if result["is_retry"]:
+                # The lines read again leave the quarantine and meet their new fate.
+                self.connection.execute(
+                    "update control.loads set stored = stored + %(stored)s,"
+                    " duplicate = duplicate + %(duplicate)s, refused = refused + %(refused)s,"
+                    " quarantined = quarantined - %(lines)s + %(quarantined)s,"
+                    " retryable = %(retryable)s, attempt = attempt + 1, as_of = %(as_of)s,"
+                    " loaded_at = %(now)s where load_id = %(load_id)s",
+                    {**counts, "load_id": load_id, "now": self.now, "as_of": self.as_of},
+                )
+            else:
+                self.connection.execute(
+                    "update control.loads set status = 'loaded', lines = %(lines)s,"
+                    " stored = %(stored)s, duplicate = %(duplicate)s,"
+                    " quarantined = %(quarantined)s, refused = %(refused)s,"
+                    " retryable = %(retryable)s, loaded_at = %(now)s where load_id = %(load_id)s",
+                    {**counts, "load_id": load_id, "now": self.now},
+                )
+            with self.connection.cursor() as cursor:
+                cursor.executemany(
+                    "insert into control.load_days as d (load_id, source, workspace_id, local_date,"
+                    " measure, currency, event_count, distinct_ids, money)"
+                    " select load_id, source, %(workspace_id)s, %(local_date)s, %(measure)s,"
+                    " %(currency)s, %(event_count)s, %(distinct_ids)s, %(money)s"
+                    " from control.loads where load_id = %(load_id)s"
+                    " on conflict (load_id, source, workspace_id, local_date, currency, measure)"
+                    " do update set event_count = d.event_count + excluded.event_count,"
+                    " distinct_ids = d.distinct_ids + excluded.distinct_ids,"
+                    " money = d.money + excluded.money",
+                    [
+                        {**day, "money": Decimal(day["money"]), "load_id": load_id}
+                        for day in result["days"]
+                    ],
+                )
+
+    # -- the stores ----------------------------------------------------------------------------
+
+    def _columns(self, table: str) -> list[str]:
+        database, name = table.split(".")
+        rows = self._rows(
+            "select name from system.columns where database = {database:String}"
+            " and table = {name:String} order by position",
+            {"param_database": database, "param_name": name},
+        )
+        return [row["name"] for row in rows]
+
+    def _run(self, statement: str, params: dict[str, str] | None = None) -> clickhouse.Response:
+        return clickhouse.execute(self.settings, statement, params=params, timeout=3600)
+
+    def _rows(self, query: str, params: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        return clickhouse.rows(self.settings, query, params=params)
+
+
+def _next(table: str) -> str:
+    return f"load.next_{table.split('.')[1]}"
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def _reason_to_show(error: ClickHouseError) -> str:
+    """The kind of an error without its text, which may quote the line it failed on."""
+    name = re.search(r"\(([A-Z0-9_]+)\)\W*$", str(error).strip())
+    kind = name[1] if name else "error"
+    hint = {
+        "CANNOT_DECOMPRESS": "the compressed data is damaged or cut short",
+        "ZLIB_INFLATE_FAILED": "the gzip data is damaged or cut short",
+        "ZSTD_DECODER_FAILED": "the zstd data is damaged or cut short",
+        "ATTEMPT_TO_READ_AFTER_EOF": "the data ends too early",
+        "CANNOT_READ_ALL_DATA": "the data ends too early",
+    }.get(kind, "ClickHouse could not read it")
+    return f"{hint} (code {error.code}, {kind}); nothing of it was loaded"
+

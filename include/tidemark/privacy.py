@@ -1,0 +1,69 @@
+"""Keyed hashes, and the parts of the privacy rules that run outside SQL."""
+
+import hashlib
+import hmac
+import json
+
+from tidemark import clickhouse, reference
+from tidemark.config import Settings
+
+_BLOCK_BYTES = 64
+# Enough for a file of any honest site; a request stays at a few MB.
+_USER_AGENTS_AT_ONCE = 20_000
+
+
+def keyed_hash(key: bytes, message: bytes) -> str:
+    """HMAC-SHA-256 (RFC 2104), the first 128 bits as 32 hex digits."""
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
+
+
+def hmac_pads(key: bytes) -> dict[str, str]:
+    """The two padded keys of HMAC-SHA-256 in hex, as the load SQL takes them (RFC 2104).
+
+    Args:
+        key: at most 64 bytes.
+    """
+    block = key.ljust(_BLOCK_BYTES, b"\0")
+    return {
+        "inner_key": bytes(byte ^ 0x36 for byte in block).hex(),
+        "outer_key": bytes(byte ^ 0x5C for byte in block).hex(),
+    }
+
+
+def siphash_key(key: bytes) -> dict[str, str]:
+    """A 128-bit SipHash key in two halves in hex, derived from a key of any length."""
+    derived = hmac.new(key, b"user_agent", hashlib.sha256).digest()
+    return {"inner_key": derived[:8].hex(), "outer_key": derived[8:16].hex()}
+
+
+def classify_user_agents(settings: Settings) -> None:
+    """Class the user agents of `load.user_agents_seen` that `reference.user_agents` lacks."""
+    while True:
+        unknown = clickhouse.rows(
+            settings,
+            "select toString(ua_hash) as ua_hash, any(user_agent) as user_agent"
+            " from load.user_agents_seen"
+            " where ua_hash not in (select ua_hash from reference.user_agents)"
+            f" group by ua_hash limit {_USER_AGENTS_AT_ONCE}",
+        )
+        if not unknown:
+            return
+        hash_of = {row["user_agent"]: row["ua_hash"] for row in unknown}
+        lines = [
+            json.dumps(
+                {
+                    "ua_hash": hash_of[known.user_agent],
+                    "device_type": known.device_type,
+                    "browser": known.browser,
+                    "os": known.os,
+                    "is_bot": known.is_bot,
+                    "is_ai_agent": known.is_ai_agent,
+                }
+            )
+            for known in reference.user_agent_classes(hash_of)
+        ]
+        clickhouse.stream_insert(
+            settings,
+            "insert into reference.user_agents format JSONEachRow",
+            ["\n".join(lines).encode()],
+        )
