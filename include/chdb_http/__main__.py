@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -22,7 +23,7 @@ class _Server(uvicorn.Server):
     """uvicorn without its own signal handling: stopping is ours."""
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         engine.open()
     except (ConfigError, StartError) as error:
-        print(f"chdb_http: {error}", file=sys.stderr)
+        sys.stderr.write(f"chdb_http: {error}\n")
         return 1
     try:
         asyncio.run(_run(config, engine, listener))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Protocol
+from typing import Any, Protocol
 
-import lz4.frame
+import lz4.frame  # type: ignore[import-untyped]
 import zstandard
 
 from chdb_http.errors import ClickHouseError
 
 try:
-    import brotli
+    import brotli  # type: ignore[import-not-found, unused-ignore]
 except ImportError:
     brotli = None
 
@@ -80,7 +80,7 @@ class FrameDecoder:
         self._stream = self._make()
         self._fed = False
 
-    def _make(self):  # type: ignore[no-untyped-def]
+    def _make(self) -> Any:
         if self._name == "zstd":
             return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
         if self._name == "lz4":

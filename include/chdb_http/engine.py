@@ -70,7 +70,7 @@ def server_config(config: Config) -> str:
 
 
 class Connection:
-    """One chDB connection. It runs one statement at a time and has its own SET and temporary tables."""
+    """One chDB connection: one statement at a time, its own SET and temporary tables."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -118,6 +118,7 @@ class Engine:
         self._mutex = threading.Lock()
         self._string = ""
         self.version = ""
+        self.outside: frozenset[str] = frozenset()
         self.timezone = "UTC"
 
     def lock(self) -> None:
@@ -127,7 +128,7 @@ class Engine:
             for folder in (config.data, config.tmp, config.log.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             config.data.chmod(0o700)
-            self._lock_file = open(config.data / "chdb_http.lock", "a+")  # noqa: SIM115
+            self._lock_file = (config.data / "chdb_http.lock").open("a+")
         except OSError as error:
             raise StartError(f"cannot use {error.filename}: {error.strerror}") from error
         try:
@@ -155,7 +156,7 @@ class Engine:
         # clickhouse-local takes its timezone from here, not from its configuration.
         os.environ["TZ"] = "UTC"
         try:
-            from chdb import _chdb
+            from chdb import _chdb  # importing it starts an engine
 
             self._connect = _chdb.connect
             _chdb.set_signal_handlers_enabled(False)
@@ -163,7 +164,28 @@ class Engine:
         except RuntimeError as error:
             raise StartError(f"the engine did not open {config.data}: {error}") from error
         keeper = Connection(self._keeper)
-        self.version, self.timezone = keeper.text("SELECT version(), timezone()").split()
+        try:
+            self._own_default(keeper)
+            self.version, self.timezone = keeper.text("SELECT version(), timezone()").split()
+            functions = keeper.text("SELECT lower(name) FROM system.functions").split()
+            tables = keeper.text("SELECT lower(name) FROM system.table_functions").split()
+        except EngineError as error:
+            raise StartError(f"the engine did not open {config.data}: {error}") from error
+        self.outside = frozenset(tables) - frozenset(functions)
+
+    def _own_default(self, keeper: Connection) -> None:
+        """Make ``default`` an ordinary database.
+
+        chDB opens it as an overlay over the file system, in which every readable file is a table.
+        """
+        kept = (self.config.data / "metadata" / "default.sql").exists()
+        if not kept and keeper.text("SHOW TABLES FROM default").strip():
+            raise StartError(
+                f"{self.config.data}: its database 'default' was made by chDB itself and mirrors the"
+                " file system; move its tables to another database first"
+            )
+        keeper.run("DETACH DATABASE default")
+        keeper.run("ATTACH DATABASE default" if kept else "CREATE DATABASE default ENGINE = Atomic")
 
     def connect(self) -> Connection:
         """A fresh connection: no session state but the defaults. Raises EngineError."""
@@ -176,10 +198,7 @@ class Engine:
         """Cancel what a thread of this process runs in the engine, if anything."""
         connection = self.connect()
         try:
-            connection.run(
-                "KILL QUERY WHERE query_id IN (SELECT query_id FROM system.processes"
-                f" WHERE has(thread_ids, {thread_id})) ASYNC"
-            )
+            connection.run(f"KILL QUERY WHERE has(thread_ids, {thread_id:d}) ASYNC")
         finally:
             connection.close()
 
@@ -188,7 +207,8 @@ class Engine:
         connection = self.connect()
         try:
             found = connection.text(
-                f"SELECT query_id FROM system.processes WHERE has(thread_ids, {thread_id})"
+                "SELECT query_id FROM system.processes WHERE has(thread_ids, {thread:UInt64})",
+                {"thread": str(thread_id)},
             ).split()
         finally:
             connection.close()

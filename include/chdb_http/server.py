@@ -30,7 +30,7 @@ from chdb_http.errors import ClickHouseError, EngineError
 from chdb_http.multipart import External, read_form
 from chdb_http.pipe import Pipe
 from chdb_http.session import Session, Sessions
-from chdb_http.sql import Insert, Statement, find_insert, quote, read_statement, tokens
+from chdb_http.sql import Insert, Statement, find_insert, names, quote, read_statement, tokens
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,8 +45,12 @@ ANSWER_PATIENCE = 0.1
 MAX_PREFIX = 1 << 20
 MAX_QUERY = 256 << 20
 
-_NOT_SETTINGS = frozenset(
-    ["query", "database", "default_format", "session_id", "session_timeout", "session_check", "close_session", "query_id", "user", "password", "compress", "decompress", "quota_key", "wait_end_of_query", "buffer_size", "role", "stacktrace", "client_protocol_version", "add_http_cors_header", "max_result_bytes_in_header", "enable_http_compression", "http_zlib_compression_level", "send_progress_in_http_headers", "http_headers_progress_interval_ms"]
+_NOT_SETTINGS = names(
+    """query database default_format session_id session_timeout session_check close_session
+    query_id user password compress decompress quota_key wait_end_of_query buffer_size role
+    stacktrace client_protocol_version add_http_cors_header max_result_bytes_in_header
+    enable_http_compression http_zlib_compression_level send_progress_in_http_headers
+    http_headers_progress_interval_ms"""
 )
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -602,13 +606,15 @@ class App:
         exit_: Pipe,
         answer: Answer,
     ) -> tuple[Any, bytes]:
-        """Run the statement in this thread: the engine's result, and what it says outside a pipe."""
+        """Run the statement in this thread; what it says outside a pipe comes second."""
         params = request.params
         name = params.get("session_id", "")
         session: Session | None = None
         for setting in request.settings:
             if not _SETTING_NAME.match(setting):
                 raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting {setting!r}")
+            if setting in guard.PATH_SETTINGS:
+                raise ClickHouseError(291, "DATABASE_ACCESS_DENIED", f"{setting} names a file")
         reader = request.user.read_only
         if name and not reader:
             session = self.sessions.acquire(
@@ -669,7 +675,8 @@ class App:
             for external in plan.externals:
                 external.load(connection)
             if request.user.read_only:
-                self._read_only(request, plan, connection, database or "default")
+                current = connection.text("SELECT currentDatabase()").rstrip("\n")
+                self._read_only(request, plan, connection, current)
             else:
                 guard.check_owner(
                     connection, plan.text, bound, self.config.user_files, self.config.readable
@@ -701,7 +708,8 @@ class App:
         bound: dict[str, str],
     ) -> tuple[Any, bytes]:
         if plan.insert is not None:
-            assert entrance is not None and plan.feed is not None
+            assert entrance is not None
+            assert plan.feed is not None
             sql = _insert_sql(plan.text, plan.insert, entrance.path, plan.feed.compression)
             return connection.run(sql, params=bound), b""
         statement = plan.statement
@@ -718,12 +726,17 @@ class App:
     ) -> None:
         if plan.statement is None or plan.externals:
             raise ClickHouseError(164, "READONLY", "Cannot execute query in readonly mode.")
-        text = plan.statement.text
-        if plan.statement.word in ("SET", "USE"):
-            names = {item.text for item in tokens(text) if item.kind in ("word", "quoted")}
-            guard.check_reader_settings({name.strip('`"') for name in names})
-        else:
-            guard.check_reader(connection, text, request.bound, database)
+        statement = plan.statement
+        if statement.word == "USE":
+            return
+        if statement.word == "SET":
+            guard.check_reader_settings(
+                item.text.strip('`"')
+                for item in tokens(statement.text)
+                if item.kind in ("word", "quoted")
+            )
+            return
+        guard.check_reader(connection, statement.text, request.bound, database, self.engine.outside)
         connection.run("SET readonly = 1")
 
     def _real_ids(self, text: str) -> str:
@@ -780,8 +793,9 @@ def _insert_sql(text: str, insert: Insert, path: str, compression: str) -> str:
     else:
         start, end = insert.source
         arguments = f"{quote(path)}, {quote(insert.format)}"
-        structure = insert.structure if insert.structure and insert.structure.strip() else "'auto'"
-        sql = f"{raw[:start]}file({arguments}, {structure}, {quote(compression)}){raw[end : insert.clause]}"
+        structure = (insert.structure or "").strip() or "'auto'"
+        call = f"file({arguments}, {structure}, {quote(compression)})"
+        sql = raw[:start] + call + raw[end : insert.clause]
     return sql.encode("latin-1").decode()
 
 

@@ -22,11 +22,19 @@ _TOKEN = re.compile(
     re.S | re.X | re.A,
 )
 
+
+def names(text: str) -> frozenset[str]:
+    """A set of names from a text with spaces between them."""
+    return frozenset(text.split())
+
+
 # After one of these an identifier is expected, so the word FORMAT is a name and no clause.
-_EXPECTS_NAME = frozenset(
-    ["SELECT", "BY", "AS", "ON", "FROM", "WHERE", "PREWHERE", "HAVING", "QUALIFY", "AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "WHEN", "THEN", "ELSE", "CASE", "USING", "JOIN", "TABLE", "DISTINCT", "LIMIT", "OFFSET", "INTERVAL", "IS", "SETTINGS", "COLUMN", "DATABASE", "VIEW", "DICTIONARY", "EXISTS", "DESCRIBE", "DESC", "WITH"]
+_EXPECTS_NAME = names(
+    """SELECT BY AS ON FROM WHERE PREWHERE HAVING QUALIFY AND OR NOT IN LIKE ILIKE BETWEEN WHEN
+    THEN ELSE CASE USING JOIN TABLE DISTINCT LIMIT OFFSET INTERVAL IS SETTINGS COLUMN DATABASE
+    VIEW DICTIONARY EXISTS DESCRIBE DESC WITH"""
 )
-_PRODUCES_ROWS = frozenset(["SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "CHECK"])
+_PRODUCES_ROWS = names("""SELECT WITH FROM SHOW DESCRIBE DESC EXISTS EXPLAIN CHECK""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,8 @@ def tokens(text: str) -> Iterator[Token]:
 
 def _close(items: Iterator[Token]) -> list[Token]:
     """The tokens up to the parenthesis that closes the one just read, without it."""
-    depth, inner = 1, []
+    depth = 1
+    inner: list[Token] = []
     for token in items:
         if token.text == "(":
             depth += 1

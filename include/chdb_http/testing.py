@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import signal
@@ -17,8 +18,8 @@ from urllib.parse import urlencode
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
-OWNER = ("tidemark", "owner-secret")
-READER = ("analyst", "reader-secret")
+OWNER = ("owner", "owner-secret")
+READER = ("reader", "reader-secret")
 
 
 class Reply:
@@ -132,9 +133,14 @@ class Daemon:
         assert reply.status == 200, reply.body
         return reply.body.decode().rstrip("\n")
 
-    def descriptors(self) -> int:
+    def pipes(self) -> int:
+        """How many pipe ends the daemon has open."""
         assert self.process is not None
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        found = 0
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found += str(entry.readlink()).startswith("pipe:")
+        return found
 
 
 def free_port() -> int:
