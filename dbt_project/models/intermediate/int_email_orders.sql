@@ -132,7 +132,7 @@ stored_sources as (
         and (workspace_id, date_day) in (
             select
                 workspace_id,
-                date_day + arrayJoin(range(1, 7))
+                date_day + arrayJoin(range(1, 7)) as near_day
             from frozen_days
         )
 ),

@@ -25,6 +25,10 @@ workspaces as (
     select * from {{ ref('stg_reference__workspaces') }}
 ),
 
+wanted_currencies as (
+    select distinct toString(currency) as currency from workspaces
+),
+
 -- Each rate holds for its own day and the 7 after it, unless a later one comes.
 carried as (
     select
@@ -79,7 +83,7 @@ pairs as (
     array join all_legs as to_leg
     where
         from_currency != to_currency
-        and to_currency in (select currency from workspaces)
+        and to_currency in (select currency from wanted_currencies)
 ),
 
 chosen as (
@@ -93,11 +97,11 @@ chosen as (
     union all
     select
         days.date_day as date_day,
-        workspaces.currency as from_currency,
-        workspaces.currency as to_currency,
+        wanted_currencies.currency as from_currency,
+        wanted_currencies.currency as to_currency,
         toDecimal256(1, 38) as rate
     from days
-    cross join (select distinct toString(currency) as currency from workspaces) as workspaces
+    cross join wanted_currencies
 ),
 
 final as (
