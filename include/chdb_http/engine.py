@@ -46,6 +46,8 @@ def server_config(config: Config) -> str:
         "timezone": "UTC",
         "logger": {
             "level": "warning",
+            # It logs the text of statements and, with errors, rows of data.
+            "levels": {"executeQuery": "none"},
             "log": str(config.log),
             "errorlog": str(config.log.with_suffix(".err.log")),
             "size": "100M",
@@ -152,7 +154,8 @@ class Engine:
         if config.user_files:
             config.user_files.mkdir(parents=True, exist_ok=True)
         query = "&".join(f"{name}={value}" for name, value in _DEFAULTS.items())
-        self._string = f"{config.data}?config-file={url_quote(str(path))}&{query}"
+        # The level in the configuration file is not looked at.
+        self._string = f"{config.data}?config-file={url_quote(str(path))}&log-level=warning&{query}"
         # clickhouse-local takes its timezone from here, not from its configuration.
         os.environ["TZ"] = "UTC"
         try:
