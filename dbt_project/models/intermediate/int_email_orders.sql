@@ -39,6 +39,7 @@ messages as (
 
 rates as (
     select * from {{ ref('int_fx_rates') }}
+    where date_day in (select date_day from dirty_days)
 ),
 
 workspaces as (

@@ -31,6 +31,7 @@ email_orders as (
 
 rates as (
     select * from {{ ref('int_fx_rates') }}
+    where date_day in (select date_day from dirty_days)
 ),
 
 workspaces as (
