@@ -34,12 +34,23 @@
             {% do built.append(result.node.unique_id) %}
         {% endfor %}
         {% set missing = [] %}
-        {% for node in graph.nodes.values() if node.resource_type == 'model' and node.unique_id not in built %}
+        {% for node in graph.nodes.values() if node.resource_type == 'model' and node.config.materialized != 'view'
+            and node.unique_id not in built %}
             {% do missing.append(node.unique_id) %}
         {% endfor %}
         {% if missing | length == 0 %}
             truncate table {{ pending_days() }}
         {% endif %}
+    {% endif %}
+{% endmacro %}
+
+
+{#- Steps between two models hold rows of customers and visitors, and no longer than a build lasts. -#}
+{% macro empty_steps() %}
+    {% if execute and target.type == 'clickhouse' and flags.WHICH in ('run', 'build') %}
+        {% for node in graph.nodes.values() if node.config.get('meta', {}).get('is_step') %}
+            {% do run_query("truncate table if exists " ~ node.schema ~ "." ~ node.name) %}
+        {% endfor %}
     {% endif %}
 {% endmacro %}
 

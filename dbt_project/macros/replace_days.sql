@@ -90,20 +90,26 @@
 
 {% macro replace_days_fill(target_relation, months) %}
     {% set work_relation = make_temp_relation(target_relation, '__replace_days') %}
-    {% do replace_days_drop(work_relation) %}
     {% do run_query(
-        "create table " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " as " ~ target_relation
+        "create or replace table " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " as " ~ target_relation
     ) %}
     {% call statement('main') %}
         {{ insert_rows(work_relation, sql) }}
     {% endcall %}
-    {% do replace_days_check(work_relation) %}
+    {#- A row outside the scope would stand beside the kept row of its day, counted twice: refuse it. -#}
     {% set kept_rows %}
         select *
         from {{ target_relation }}
         where
             toYYYYMM(date_day) in ({{ months | join(', ') }})
             and ({{ replace_days_columns() }}) not in ({{ replace_days_scope() }})
+            and throwIf(
+                (
+                    select count() > 0 from {{ work_relation }}
+                    where ({{ replace_days_columns() }}) not in ({{ replace_days_scope() }})
+                ),
+                '{{ model.name }} returned rows outside its scope'
+            ) = 0
     {% endset %}
     {% call statement('kept_rows') %}
         {{ insert_rows(work_relation, kept_rows) }}
@@ -112,42 +118,15 @@
 {% endmacro %}
 
 
-{#- A row outside the scope would stand beside the kept row of its day, counted twice. -#}
-{% macro replace_days_check(work_relation) %}
-    {% set strays = run_query(
-        "select toString(workspace_id), toString(date_day) from " ~ work_relation
-        ~ " where (" ~ replace_days_columns() ~ ") not in (" ~ replace_days_scope() ~ ") limit 1"
-    ) %}
-    {% if strays | length %}
-        {{ exceptions.raise_compiler_error(
-            "Model " ~ model.name ~ " returned a row outside its scope: workspace " ~ strays[0][0]
-            ~ ", day " ~ strays[0][1]
-        ) }}
-    {% endif %}
-{% endmacro %}
-
-
+{#- From 26.6 on, a month for which nothing is left is only cleared where this setting says so. -#}
 {% macro replace_days_swap(target_relation, work_relation, months) %}
-    {% set parts = run_query(
-        "select distinct partition_id from system.parts where active and database = '" ~ work_relation.schema
-        ~ "' and table = '" ~ work_relation.identifier ~ "'"
-    ) %}
-    {% set filled = parts.columns[0].values() | list if parts | length else [] %}
     {% set changes = [] %}
     {% for month in months %}
-        {% if month in filled %}
-            {% do changes.append("replace partition id '" ~ month ~ "' from " ~ work_relation) %}
-        {% else %}
-            {% do changes.append("drop partition id '" ~ month ~ "'") %}
-        {% endif %}
+        {% do changes.append("replace partition id '" ~ month ~ "' from " ~ work_relation) %}
     {% endfor %}
     {% do run_query(
         "alter table " ~ target_relation ~ " " ~ on_cluster_clause(target_relation) ~ " " ~ changes | join(', ')
+        ~ (" settings allow_replace_partition_from_empty_source = 1" if adapter.is_at_or_after_version('26.6') else "")
     ) %}
-    {% do replace_days_drop(work_relation) %}
-{% endmacro %}
-
-
-{% macro replace_days_drop(work_relation) %}
-    {% do run_query("drop table if exists " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " sync") %}
+    {% do run_query("drop table " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " sync") %}
 {% endmacro %}

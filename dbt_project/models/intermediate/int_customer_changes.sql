@@ -1,3 +1,5 @@
+{{ config(meta={'is_step': true}) }}
+
 {#- Read by name: both are rebuilt after this model, which wants what the last build left in them. -#}
 {% set stored_customers = stored_relation('int_customers') %}
 {% set stored_orders = stored_relation('int_orders') %}
@@ -10,20 +12,7 @@ scope as (
 ),
 
 sales as (
-    select
-        workspace_id,
-        measure_group,
-        date_day,
-        source,
-        order_id,
-        created_at,
-        customer_key
-    from {{ ref('int_sales') }}
-    where
-        is_counted
-        and customer_key != ''
-        and {{ on_days('scope') }}
-        and (workspace_id, measure_group, date_day) in (select workspace_id, measure_group, date_day from scope)
+    select * from {{ ref('int_scope_sales') }}
 ),
 
 -- Ids of one source that are numbers are told apart as numbers.

@@ -5,7 +5,7 @@
         full_refresh=false,
         engine='ReplacingMergeTree(version, is_deleted)',
         order_by='(workspace_id, customer_key)',
-        settings={'index_granularity': 32},
+        settings={'index_granularity': 16},
     )
 }}
 

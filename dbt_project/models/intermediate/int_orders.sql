@@ -31,12 +31,7 @@ dirty_days as (
 ),
 
 sales as (
-    select * from {{ ref('int_sales') }}
-    where
-        {{ on_days('dirty_days') }}
-        and (workspace_id, measure_group, date_day) in (
-            select workspace_id, measure_group, date_day from dirty_days
-        )
+    select * from {{ ref('int_dirty_sales') }}
 ),
 
 purchase_links as (

@@ -6,7 +6,7 @@
         meta={'scope': 'int_scope_days', 'measure_group': 'pixel'},
         partition_by='toYYYYMM(date_day)',
         order_by='(workspace_id, date_day, order_id)',
-        settings={'index_granularity': 1024},
+        settings={'index_granularity': 256},
     )
 }}
 

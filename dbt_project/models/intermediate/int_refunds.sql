@@ -6,7 +6,7 @@
         meta={'scope': 'int_dirty_refund_days'},
         partition_by='toYYYYMM(date_day)',
         order_by='(workspace_id, date_day, source, order_id, refund_id)',
-        settings={'index_granularity': 1024},
+        settings={'index_granularity': 256},
     )
 }}
 

@@ -6,6 +6,7 @@
         meta={'scope': 'int_scope_days', 'measure_group': 'pixel'},
         partition_by='toYYYYMM(date_day)',
         order_by='(workspace_id, date_day, anonymous_id, session_key, is_bot)',
+        settings={'index_granularity': 512},
     )
 }}
 

@@ -6,7 +6,7 @@
         meta={'scope': 'int_dirty_pixel_days'},
         partition_by='toYYYYMM(date_day)',
         order_by='(workspace_id, date_day, anonymous_id, session_key, is_bot)',
-        settings={'index_granularity': 1024},
+        settings={'index_granularity': 256},
     )
 }}
 
