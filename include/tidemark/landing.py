@@ -1,5 +1,6 @@
 """The landing folder: which files stand in it, and what each is."""
 
+import gzip
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import BinaryIO, Literal, cast
 
+import zstandard
 from upath import UPath
 
 from tidemark.errors import UsageError
@@ -47,6 +49,22 @@ class LandingFile:
     def open(self) -> BinaryIO:
         """Open its bytes as they lie."""
         return cast(BinaryIO, self.path.open("rb"))
+
+    def text(self, most: int) -> bytes | None:
+        """Its bytes unpacked, or None where they are more than `most` bytes.
+
+        Raises:
+            EOFError, OSError, zlib.error, zstandard.ZstdError: it is damaged or cut short.
+        """
+        with self.open() as stream:
+            if self.encoding is None:
+                unpacked = stream.read(most + 1)
+            elif self.encoding == "gzip":
+                with gzip.GzipFile(fileobj=stream) as packed:
+                    unpacked = packed.read(most + 1)
+            else:
+                unpacked = _unzstd(stream.read(), most)
+        return unpacked if len(unpacked) <= most else None
 
     def sha256(self) -> str:
         """The SHA-256 of its bytes as they lie, in hex."""
@@ -119,6 +137,18 @@ def _children(folder: UPath) -> list[UPath]:
     if not folder.is_dir():
         return []
     return sorted(folder.iterdir(), key=lambda entry: entry.name)
+
+
+def _unzstd(packed: bytes, most: int) -> bytes:
+    """Unpack zstd frames; stops once there are more than `most` bytes."""
+    unpacked = b""
+    while packed and len(unpacked) <= most:
+        frame = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+        unpacked += frame.decompress(packed)
+        if not frame.eof:
+            raise EOFError("the zstd data is cut short")
+        packed = frame.unused_data
+    return unpacked
 
 
 def _redacted(name: str) -> str:

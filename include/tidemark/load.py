@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 import threading
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,22 +23,29 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import zstandard
 from psycopg.types.json import Jsonb
 
 from tidemark import clickhouse, keys, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
-from tidemark.landing import LandingFile, discover
+from tidemark.landing import Encoding, LandingFile, discover
 from tidemark.postgres import Connection
 
 #: A batch holds at most this much, or one larger file.
 BATCH_BYTES = 256 << 20
 BATCH_FILES = 400
 PARSERS = 2
+#: A statement costs a tenth of a second before its first line, so small files travel together:
+#: those of at most this size as they lie, up to this much text at once.
+SMALL_FILE_BYTES = 4 << 20
+BUNDLE_BYTES = 64 << 20
 
 RETRYABLE = ("unknown_workspace", "bad_timestamp", "past_retention")
 _REFUSED = "refused:"
+# What ClickHouse finds wrong before it reads a line: unknown names, wrong types, bad syntax, …
+_STATEMENT_ERRORS = frozenset({16, 36, 42, 43, 44, 46, 47, 53, 60, 62, 63, 81, 179, 352, 386, 456})
 
 _STAGE_COLUMNS = """
 workspace_id LowCardinality(String),
@@ -181,6 +189,72 @@ def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:
         size += item.file.size
     if batch:
         yield batch
+
+
+@dataclass(slots=True)
+class _Bundle:
+    """Files of one workspace whose lines go to ClickHouse in one statement."""
+
+    items: list[_Item]
+    #: Number of each file's first line within the whole.
+    first_lines: list[int] = field(default_factory=lambda: [1])
+    #: The text of each file, for files that travel together.
+    texts: list[bytes] = field(default_factory=list, repr=False)
+
+    @property
+    def workspace_id(self) -> str:
+        """Whose they are."""
+        return self.items[0].file.workspace_id
+
+    def open(self, advance: Advance) -> tuple[Encoding | None, Iterator[bytes]]:
+        """The bytes to send and how they are compressed; `advance` is told those of the files."""
+        if self.texts:
+            return None, self._joined(advance)
+        return self.items[0].file.encoding, self._streamed(advance)
+
+    def _joined(self, advance: Advance) -> Iterator[bytes]:
+        for item, text in zip(self.items, self.texts, strict=True):
+            yield text
+            advance(item.file.size)
+
+    def _streamed(self, advance: Advance) -> Iterator[bytes]:
+        with self.items[0].file.open() as stream:
+            while chunk := stream.read(clickhouse.CHUNK_BYTES):
+                yield chunk
+                advance(len(chunk))
+
+
+def _bundles(batch: Sequence[_Item]) -> tuple[list[_Bundle], dict[int, str]]:
+    """Put small files together, and leave out those whose compression is broken, with the error."""
+    bundles: list[_Bundle] = []
+    failures: dict[int, str] = {}
+    open_bundles: dict[str, _Bundle] = {}
+    for item in batch:
+        file = item.file
+        try:
+            text = file.text(BUNDLE_BYTES) if file.size <= SMALL_FILE_BYTES else None
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError):
+            failures[item.load_id] = (
+                f"the {file.encoding or 'file'} data is damaged or cut short; nothing of it was"
+                " loaded"
+            )
+            continue
+        if text is None:
+            bundles.append(_Bundle([item]))
+            continue
+        if text and not text.endswith(b"\n"):
+            text += b"\n"
+        bundle = open_bundles.get(file.workspace_id)
+        if bundle is None or sum(map(len, bundle.texts)) + len(text) > BUNDLE_BYTES:
+            bundle = _Bundle([item], texts=[text])
+            open_bundles[file.workspace_id] = bundle
+            bundles.append(bundle)
+        else:
+            lines = bundle.texts[-1].count(b"\n")
+            bundle.first_lines.append(bundle.first_lines[-1] + lines)
+            bundle.items.append(item)
+            bundle.texts.append(text)
+    return bundles, failures
 
 
 class _ClassSql:
@@ -375,37 +449,44 @@ class _Loader:
                 " where reason = '' and user_agent != ''"
             )
         statement = self._parse_statement(source, class_name, sql, has_user_agents)
-        failures: dict[int, str] = {}
         sessions = threading.local()
 
-        def parse(item: _Item) -> None:
-            ready = getattr(sessions, "workspace_id", None) == item.file.workspace_id
-            if not ready:
+        def parse(bundle: _Bundle) -> None:
+            if getattr(sessions, "workspace_id", None) != bundle.workspace_id:
                 sessions.session_id = f"tidemark-load-{secrets.token_hex(16)}"
-                self._open_session(sessions.session_id, item.file.workspace_id)
-                sessions.workspace_id = item.file.workspace_id
+                self._open_session(sessions.session_id, bundle.workspace_id)
+                sessions.workspace_id = bundle.workspace_id
             try:
-                self._stream(item, statement, sessions.session_id, class_name, advance)
-            except ClickHouseError as error:
-                import os
-                if os.environ.get("TM_DEV"): print(str(error)[:1800])
-                failures[item.load_id] = _reason_to_show(error)
-            except OSError as error:
-                failures[item.load_id] = f"cannot be read: {type(error).__name__}"
+                self._stream(bundle, statement, sessions.session_id, class_name, advance)
+            except (ClickHouseError, OSError) as error:
+                if isinstance(error, ClickHouseError) and error.code in _STATEMENT_ERRORS:
+                    raise TidemarkError(f"include/sql/load/{source}.sql: {error}") from error
+                if len(bundle.items) == 1:
+                    failures[bundle.items[0].load_id] = _reason_to_show(error)
+                    return
+                # One of them is at fault: each on its own shows which.
+                self._forget(bundle.items)
+                for item in bundle.items:
+                    parse(_Bundle([item]))
 
-        with ThreadPoolExecutor(min(PARSERS, len(batch))) as pool:
-            for _ in pool.map(parse, batch):
+        bundles, failures = _bundles(batch)
+        with ThreadPoolExecutor(PARSERS) as pool:
+            for _ in pool.map(parse, bundles):
                 pass
-        if failures:
-            broken = ", ".join(str(load_id) for load_id in failures)
+        self._forget([item for item in batch if item.load_id in failures])
+        if has_user_agents:
+            privacy.classify_user_agents(self.settings)
+        return failures
+
+    def _forget(self, items: Sequence[_Item]) -> None:
+        """Take what part of some files was staged out again."""
+        if items:
+            broken = ", ".join(str(item.load_id) for item in items)
             for table in ("stage", "rejects"):
                 self._run(
                     f"alter table load.{table} delete where load_id in ({broken})"
                     " settings mutations_sync = 2"
                 )
-        if has_user_agents:
-            privacy.classify_user_agents(self.settings)
-        return failures
 
     def _parse_statement(
         self, source: str, class_name: str, sql: _ClassSql, has_user_agents: bool
@@ -432,15 +513,22 @@ with
     arrayMap(salt -> salt.1, salt_rows) as salt_days,
     arrayMap(salt -> (salt.2, salt.3), salt_rows) as salts,
     numbered_lines as (
-        select line, row_number() over (rows between current row and current row) as line_number
+        select line, row_number() over (rows between current row and current row) as number
         from input('line String')
     ),
     wanted_lines as (
-        select line, line_number
+        select
+            line,
+            number - roundDown(number, {{first_lines:Array(UInt64)}}) + 1 as line_number,
+            transform(
+                roundDown(number, {{first_lines:Array(UInt64)}}),
+                {{first_lines:Array(UInt64)}},
+                {{load_ids:Array(UInt64)}}
+            ) as load_id
         from numbered_lines
-        where {{is_retry:UInt8}} = 0 or line_number in (
-            select line_number from raw.quarantine
-            where load_id = {{load_id:UInt64}} and reason in {RETRYABLE}
+        where {{is_retry:UInt8}} = 0 or (load_id, line_number) in (
+            select load_id, line_number from raw.quarantine
+            where load_id in {{load_ids:Array(UInt64)}} and reason in {RETRYABLE}
         )
     ),
     parsed_lines as (
@@ -452,8 +540,12 @@ with
             {{workspace_id:String}} as workspace_id,
             {{source:String}} as source_system,
             toDate(toTimeZone(ifNull(happened_at, toDateTime64(0, 6, 'UTC')), {{timezone:String}})) as local_date,
-            {{delivery_date:Date}} as delivery_date,
-            {{load_id:UInt64}} as load_id
+            transform(
+                load_id,
+                {{load_ids:Array(UInt64)}},
+                {{delivery_dates:Array(Date)}},
+                toDate(0)
+            ) as delivery_date
         from parsed_lines
     ),
     judged_lines as (
@@ -538,30 +630,30 @@ format LineAsString
 
     def _stream(
         self,
-        item: _Item,
+        bundle: "_Bundle",
         statement: str,
         session_id: str,
         class_name: str,
         advance: Advance,
     ) -> None:
-        file = item.file
+        workspace_id, source = bundle.workspace_id, bundle.items[0].file.source
         data_class = self.policy.classes[class_name]
-        own_folder = self.policy.sources[file.source].workspace
-        workspace = self.workspaces.get(file.workspace_id)
-        is_known = file.workspace_id == own_folder if own_folder else workspace is not None
-        oldest = data_class.oldest_day(
-            self.as_of, self.overrides.get((file.workspace_id, class_name))
-        )
+        own_folder = self.policy.sources[source].workspace
+        workspace = self.workspaces.get(workspace_id)
+        is_known = workspace_id == own_folder if own_folder else workspace is not None
+        oldest = data_class.oldest_day(self.as_of, self.overrides.get((workspace_id, class_name)))
         by_workspace = data_class.days == "workspace" and workspace is not None
+        dates = ",".join(f"'{item.file.delivery_date}'" for item in bundle.items)
         params = {
             "session_id": session_id,
-            "param_workspace_id": file.workspace_id,
-            "param_source": file.source,
+            "param_workspace_id": workspace_id,
+            "param_source": source,
             "param_timezone": workspace["timezone"] if by_workspace and workspace else "UTC",
             "param_currency": workspace["currency"] if workspace else "",
-            "param_delivery_date": file.delivery_date.isoformat(),
-            "param_load_id": str(item.load_id),
-            "param_is_retry": str(int(item.is_retry)),
+            "param_first_lines": str(bundle.first_lines),
+            "param_load_ids": str([item.load_id for item in bundle.items]),
+            "param_delivery_dates": f"[{dates}]",
+            "param_is_retry": str(int(bundle.items[0].is_retry)),
             "param_is_known": str(int(is_known)),
             "param_as_of": self.as_of.isoformat(),
             "param_oldest": (oldest or date(1970, 1, 1)).isoformat(),
@@ -570,16 +662,10 @@ format LineAsString
             "max_insert_threads": "2",
             "log_queries": "0",
         }
-        with file.open() as stream:
-
-            def chunks() -> Iterator[bytes]:
-                while chunk := stream.read(clickhouse.CHUNK_BYTES):
-                    yield chunk
-                    advance(len(chunk))
-
-            clickhouse.stream_insert(
-                self.settings, statement, chunks(), content_encoding=file.encoding, params=params
-            )
+        encoding, chunks = bundle.open(advance)
+        clickhouse.stream_insert(
+            self.settings, statement, chunks, content_encoding=encoding, params=params
+        )
 
     def _describe_files(self, kept: list[_Item], listed: Sequence[LandingFile]) -> None:
         """`load.files`: the order of the batch's files, and each known file's rank in its folder.
@@ -995,9 +1081,11 @@ def _quoted(name: str) -> str:
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
 
 
-def _reason_to_show(error: ClickHouseError) -> str:
+def _reason_to_show(error: ClickHouseError | OSError) -> str:
     """The kind of an error without its text, which may quote the line it failed on."""
-    name = re.search(r"\(([A-Z0-9_]+)\)\W*$", str(error).strip())
+    if isinstance(error, OSError):
+        return f"cannot be read: {type(error).__name__}; nothing of it was loaded"
+    name = re.search(r"\(([A-Z0-9_]+)\)", str(error))
     kind = name[1] if name else "error"
     hint = {
         "CANNOT_DECOMPRESS": "the compressed data is damaged or cut short",
@@ -1007,4 +1095,3 @@ def _reason_to_show(error: ClickHouseError) -> str:
         "CANNOT_READ_ALL_DATA": "the data ends too early",
     }.get(kind, "ClickHouse could not read it")
     return f"{hint} (code {error.code}, {kind}); nothing of it was loaded"
-

@@ -2,6 +2,7 @@
 with parsed as (
     select
         line,
+        load_id,
         line_number,
         JSONExtract(line, 'Tuple(date Nullable(String), base Nullable(String), quote Nullable(String), rate Nullable(String))') as r
     from {{ lines }}
@@ -10,6 +11,7 @@ with parsed as (
 fields as (
     select
         line,
+        load_id,
         line_number,
         tidemark_text(r.date) as date_text,
         tidemark_time(date_text) as happened_at,
@@ -22,6 +24,7 @@ fields as (
 
 select
     line,
+    load_id,
     line_number,
     happened_at,
     base,

@@ -2,6 +2,7 @@
 with parsed as (
     select
         line,
+        load_id,
         line_number,
         JSONExtract(
             line,
@@ -13,6 +14,7 @@ with parsed as (
 fields as (
     select
         line,
+        load_id,
         line_number,
         r,
         tidemark_text(r.customer.id) as account_id,
@@ -32,6 +34,7 @@ fields as (
 
 select
     line,
+    load_id,
     line_number,
     happened_at,
     'google' as platform,

@@ -2,6 +2,7 @@
 with parsed as (
     select
         line,
+        load_id,
         line_number,
         JSONExtract(
             line,
@@ -13,6 +14,7 @@ with parsed as (
 fields as (
     select
         line,
+        load_id,
         line_number,
         tidemark_text(e.id) as event_id,
         coalesce(e.attributes.datetime, e.attributes.timestamp, '') as time_text,
@@ -29,6 +31,7 @@ fields as (
 
 select
     line,
+    load_id,
     line_number,
     happened_at,
     event_id,

@@ -3,6 +3,7 @@
 with parsed as (
     select
         line,
+        load_id,
         line_number,
         JSONExtract(
             line,
@@ -14,6 +15,7 @@ with parsed as (
 fields as (
     select
         line,
+        load_id,
         line_number,
         r,
         tidemark_text(r.account_id) as account_id,
@@ -41,6 +43,7 @@ fields as (
 
 select
     line,
+    load_id,
     line_number,
     happened_at,
     'meta' as platform,

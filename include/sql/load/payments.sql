@@ -2,6 +2,7 @@
 with parsed as (
     select
         line,
+        load_id,
         line_number,
         JSONExtract(
             line,
@@ -13,6 +14,7 @@ with parsed as (
 fields as (
     select
         line,
+        load_id,
         line_number,
         tidemark_text(c.id) as payment_id,
         tidemark_text(c.created) as created_text,
@@ -35,6 +37,7 @@ fields as (
 
 select
     line,
+    load_id,
     line_number,
     happened_at,
     payment_id,

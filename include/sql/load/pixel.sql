@@ -2,6 +2,7 @@
 with parsed as (
     select
         line,
+        load_id,
         line_number,
         JSONExtract(
             line,
@@ -13,6 +14,7 @@ with parsed as (
 fields as (
     select
         line,
+        load_id,
         line_number,
         tidemark_text(e.event_id) as event_id,
         tidemark_text(e.event_name) as event_name,
@@ -50,6 +52,7 @@ classified as (
 
 select
     line,
+    load_id,
     line_number,
     event_id,
     happened_at,

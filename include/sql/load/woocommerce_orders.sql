@@ -2,6 +2,7 @@
 with parsed as (
     select
         line,
+        load_id,
         line_number,
         JSONExtract(
             line,
@@ -13,6 +14,7 @@ with parsed as (
 fields as (
     select
         line,
+        load_id,
         line_number,
         tidemark_text(o.id) as order_id,
         tidemark_text(o.date_created_gmt) as created_text,
@@ -81,6 +83,7 @@ classified as (
 
 select
     line,
+    load_id,
     line_number,
     happened_at,
     order_id,
