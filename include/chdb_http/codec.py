@@ -155,6 +155,8 @@ class StoredFeed:
 
     def __init__(self, source: Decoder) -> None:
         self._source = source
+        # Without decoding, handing a piece to another thread costs more than framing it.
+        self.cheap = isinstance(source, PlainDecoder)
         self._begun = False
         self._crc = 0
         self._size = 0

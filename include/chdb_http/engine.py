@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import threading
 from collections.abc import Mapping
@@ -159,11 +160,10 @@ class Engine:
         # clickhouse-local takes its timezone from here, not from its configuration.
         os.environ["TZ"] = "UTC"
         try:
-            from chdb import _chdb  # importing it starts an engine
-
-            self._connect = _chdb.connect
-            _chdb.set_signal_handlers_enabled(False)
-            self._keeper = _chdb.connect(self._string)
+            chdb: Any = importlib.import_module("chdb._chdb")
+            self._connect = chdb.connect
+            chdb.set_signal_handlers_enabled(False)
+            self._keeper = chdb.connect(self._string)
         except RuntimeError as error:
             raise StartError(f"the engine did not open {config.data}: {error}") from error
         keeper = Connection(self._keeper)
@@ -184,8 +184,8 @@ class Engine:
         kept = (self.config.data / "metadata" / "default.sql").exists()
         if not kept and keeper.text("SHOW TABLES FROM default").strip():
             raise StartError(
-                f"{self.config.data}: its database 'default' was made by chDB itself and mirrors the"
-                " file system; move its tables to another database first"
+                f"{self.config.data}: chDB itself made its database 'default', which mirrors"
+                " the file system; move its tables to another database first"
             )
         keeper.run("DETACH DATABASE default")
         keeper.run("ATTACH DATABASE default" if kept else "CREATE DATABASE default ENGINE = Atomic")

@@ -561,7 +561,7 @@ class App:
                 head = feed.frame(plan.head) if isinstance(feed, StoredFeed) else plan.head
                 await entrance.write(head)
             while data := await body.next():
-                if isinstance(feed, StoredFeed):
+                if isinstance(feed, StoredFeed) and not feed.cheap:
                     data = await loop.run_in_executor(self.helpers, feed.feed, data)
                 else:
                     data = feed.feed(data)

@@ -30,10 +30,11 @@ class Session:
         restore = {name: value for name, value in self.overlay.items() if name not in settings}
         fresh = [name for name in settings if name not in self.overlay]
         if fresh:
-            names = ", ".join(f"'{name}'" for name in fresh)
+            wanted = ",".join(f"'{name}'" for name in fresh)
             rows = self.connection.text(
-                f"SELECT name, changed, value FROM system.settings WHERE name IN ({names})"
-                " FORMAT TabSeparated"
+                "SELECT name, changed, value FROM system.settings"
+                " WHERE has({wanted:Array(String)}, name) FORMAT TabSeparated",
+                {"wanted": f"[{wanted}]"},
             )
             for row in rows.splitlines():
                 name, changed, value = row.split("\t")

@@ -112,7 +112,10 @@ def test_a_graceful_stop_finishes_what_runs(tmp_path: Path) -> None:
 
 
 def test_a_read_stops_when_its_client_goes_away(daemon: Daemon) -> None:
-    running = "SELECT count() FROM system.processes WHERE query LIKE '%sipHash64(number)%' AND query NOT LIKE '%processes%'"
+    running = (
+        "SELECT count() FROM system.processes"
+        " WHERE query LIKE '%sipHash64(number)%' AND query NOT LIKE '%processes%'"
+    )
     for query in (
         "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)",
         "SELECT sipHash64(number) FROM numbers(1000000000000)",
@@ -195,7 +198,11 @@ def test_memory_stays_bounded_while_streaming(daemon: Daemon) -> None:
 
     before, peak, total = resident(), 0, 0
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
-    query = "SELECT randomPrintableASCII(1000) FROM numbers(300000) FORMAT RowBinary SETTINGS max_block_size = 1000"
+    # Small blocks, so that it is the endpoint's memory which is measured.
+    query = (
+        "SELECT randomPrintableASCII(1000) FROM numbers(300000)"
+        " FORMAT RowBinary SETTINGS max_block_size = 1000"
+    )
     connection.request("GET", "/?query=" + quote(query), headers=TOKEN)
     response = connection.getresponse()
     while piece := response.read(1 << 20):
@@ -210,7 +217,8 @@ def test_memory_stays_bounded_while_streaming(daemon: Daemon) -> None:
     "raw",
     [
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200000 + b"\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],

@@ -7,6 +7,8 @@ import http.client
 import socket
 import time
 from base64 import b64encode
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -15,13 +17,19 @@ import zstandard
 from chdb_http.testing import OWNER, Daemon
 
 LINES = b"".join(b'{"n": %d, "text": "line %d"}\n' % (n, n) for n in range(200000))
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "zstd": zstandard.compress,
+    "": bytes,
+}
 INSERT = "INSERT INTO t SELECT length(line), line FROM input('line String') FORMAT LineAsString"
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd", ""])
 def test_every_line_arrives(daemon: Daemon, table: str, name: str) -> None:
-    pack = {"gzip": gzip.compress, "zstd": zstandard.compress, "": bytes}[name]
-    reply = daemon.send(INSERT, pack(LINES), headers={"Content-Encoding": name} if name else {})
+    reply = daemon.send(
+        INSERT, PACK[name](LINES), headers={"Content-Encoding": name} if name else {}
+    )
     assert reply.status == 200, reply.body
     assert reply.summary["written_rows"] == 200000
     assert reply.summary["read_rows"] == 200000
@@ -43,10 +51,13 @@ def test_input_in_a_cte_with_any_format(daemon: Daemon, table: str) -> None:
 
 
 def test_parameters_settings_and_sessions(daemon: Daemon, table: str) -> None:
-    here = {"session_id": "input"}
+    here: dict[str, Any] = {"session_id": "input"}
     daemon.send("CREATE TEMPORARY TABLE keys (k String)", **here)
     daemon.send("INSERT INTO keys FORMAT TSV", b"secret\n", **here)
-    query = "INSERT INTO t SELECT {n:Int64}, concat(line, (SELECT k FROM keys)) FROM input('line String') FORMAT LineAsString"
+    query = (
+        "INSERT INTO t SELECT {n:Int64}, concat(line, (SELECT k FROM keys))"
+        " FROM input('line String') FORMAT LineAsString"
+    )
     assert daemon.send(query, b"x\ny", param_n=3, max_insert_threads=1, **here).status == 200
     assert daemon.value("SELECT a, s FROM t ORDER BY s") == "3\txsecret\n3\tysecret"
 
@@ -119,7 +130,7 @@ def quiet(daemon: Daemon) -> None:
 def test_a_client_that_goes_away_commits_nothing(
     daemon: Daemon, table: str, name: str, chunked: bool, share: float
 ) -> None:
-    packed = {"gzip": gzip.compress, "zstd": zstandard.compress, "": bytes}[name](LINES)
+    packed = PACK[name](LINES)
     # With the whole stream sent, only the protocol can tell that the body broke off.
     part = packed[: int(len(packed) * share)]
     head = f"Content-Encoding: {name}\r\n".encode() if name else b""
@@ -143,7 +154,7 @@ def test_a_slow_body_streams(daemon: Daemon, table: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
     token = b64encode(":".join(OWNER).encode()).decode()
 
-    def pieces():  # type: ignore[no-untyped-def]
+    def pieces() -> Iterator[bytes]:
         for n in range(20):
             yield b"line %d\n" % n
             time.sleep(0.01)

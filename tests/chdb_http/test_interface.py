@@ -6,21 +6,23 @@ import gzip
 import http.client
 import json
 import zlib
+from collections.abc import Callable
+from typing import Any, cast
 from urllib.parse import urlencode
 
-import lz4.frame
+import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
 
 from chdb_http.testing import OWNER, Daemon
 
-UNPACK = {
+UNPACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.decompress,
     "deflate": zlib.decompress,
     "lz4": lz4.frame.decompress,
     "zstd": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
 }
-PACK = {
+PACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "deflate": zlib.compress,
     "lz4": lz4.frame.compress,
@@ -87,7 +89,7 @@ def test_settings_hold_for_one_request(daemon: Daemon) -> None:
     default = daemon.value(read)
     assert daemon.send(read, max_block_size=1234).body == b"1234\n"
     assert daemon.value(read) == default
-    first = {"session_id": "settings"}
+    first: dict[str, Any] = {"session_id": "settings"}
     assert daemon.send(read, max_block_size=1234, **first).body == b"1234\n"
     assert daemon.send(read, **first).body.decode().strip() == default
     daemon.send("SET max_block_size = 77, max_threads = 3", **first)
@@ -99,7 +101,7 @@ def test_settings_hold_for_one_request(daemon: Daemon) -> None:
 def test_unknown_setting(daemon: Daemon) -> None:
     reply = daemon.send("SELECT 1", no_such_setting=1)
     assert (reply.status, reply.code) == (404, 115)
-    reply = daemon.send("SELECT 1", **{"max_threads=1, readonly": 1})
+    reply = daemon.send("SELECT 1", **cast(dict[str, Any], {"max_threads=1, readonly": 1}))
     assert (reply.status, reply.code) == (404, 115)
 
 
@@ -127,7 +129,7 @@ def test_database(daemon: Daemon) -> None:
 
 
 def test_sessions(daemon: Daemon) -> None:
-    one = {"session_id": "one"}
+    one: dict[str, Any] = {"session_id": "one"}
     assert daemon.send("SELECT 1", session_check=1, session_id="none").code == 372
     assert daemon.send("CREATE TEMPORARY TABLE tt (x Int32)", **one).status == 200
     assert daemon.send("INSERT INTO tt VALUES (1), (2)", **one).status == 200
@@ -166,7 +168,8 @@ def test_error_after_the_first_byte(daemon: Daemon) -> None:
             "SELECT throwIf(number = 4000000) FROM numbers(5000000) SETTINGS max_threads = 1"
         )
     tail = broken.value.partial[-600:]
-    assert b"__exception__" in tail and b"Code: 395" in tail
+    assert b"__exception__" in tail
+    assert b"Code: 395" in tail
 
 
 @pytest.mark.parametrize("name", sorted(UNPACK))
@@ -206,7 +209,8 @@ def test_a_truncated_body_commits_nothing(daemon: Daemon, table: str, name: str)
 
 def test_unknown_encoding(daemon: Daemon) -> None:
     reply = daemon.send("INSERT INTO t FORMAT TSV", b"x", headers={"Content-Encoding": "rot13"})
-    assert reply.status >= 400 and b"rot13" in reply.body
+    assert reply.status >= 400
+    assert b"rot13" in reply.body
     assert daemon.send("SELECT 1", compress=1).status == 501
 
 
@@ -244,12 +248,15 @@ def test_three_ways_to_authenticate(daemon: Daemon) -> None:
 
 def test_summary_has_real_figures(daemon: Daemon, table: str) -> None:
     wrote = daemon.send("INSERT INTO t SELECT number, 'x' FROM numbers(1000)").summary
-    assert wrote["written_rows"] == 1000 and wrote["written_bytes"] > 8000
+    assert wrote["written_rows"] == 1000
+    assert wrote["written_bytes"] > 8000
     wrote = daemon.send("INSERT INTO t FORMAT TSV", b"1\ta\n2\tb\n").summary
     assert (wrote["written_rows"], wrote["result_rows"]) == (2, 2)
     read = daemon.send("SELECT a FROM t WHERE a >= 0 LIMIT 5").summary
-    assert read["read_rows"] == 1002 and read["read_bytes"] == 8016
-    assert read["result_rows"] == 5 and read["elapsed_ns"] > 0
+    assert read["read_rows"] == 1002
+    assert read["read_bytes"] == 8016
+    assert read["result_rows"] == 5
+    assert read["elapsed_ns"] > 0
 
 
 def test_native_insert_in_one_body(daemon: Daemon, table: str) -> None:

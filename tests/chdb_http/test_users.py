@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from chdb_http.testing import OWNER, READER, Daemon
@@ -116,7 +118,7 @@ def test_the_reader_sets_no_right_by_parameter(daemon: Daemon) -> None:
         "additional_table_filters",
         "dialect",
     ):
-        assert daemon.send("SELECT 1", user=READER, **{name: "0"}).code == 164
+        assert daemon.send("SELECT 1", user=READER, **cast(dict[str, Any], {name: "0"})).code == 164
     assert (
         daemon.send("SELECT getSetting('max_threads')", user=READER, max_threads=1).body == b"1\n"
     )
@@ -128,7 +130,8 @@ def test_the_reader_sees_no_password(daemon: Daemon) -> None:
     log = (daemon.root / "log").glob("*")
     for path in log:
         content = path.read_bytes()
-        assert OWNER[1].encode() not in content and READER[1].encode() not in content
+        assert OWNER[1].encode() not in content
+        assert READER[1].encode() not in content
 
 
 def test_the_owner_stays_in_its_folders(daemon: Daemon) -> None:
@@ -156,9 +159,11 @@ def test_the_owner_stays_in_its_folders(daemon: Daemon) -> None:
         "CREATE FUNCTION evil AS x -> file(x)",
         "SELECT 1 FORMAT Template SETTINGS format_template_row = '/etc/passwd'",
         "CREATE VIEW evil AS SELECT * FROM file('/etc/passwd', 'LineAsString')",
-        "CREATE DICTIONARY evil (a String, b String) PRIMARY KEY a SOURCE(FILE(PATH '/etc/passwd' FORMAT 'CSV'))"
+        "CREATE DICTIONARY evil (a String, b String) PRIMARY KEY a"
+        " SOURCE(FILE(PATH '/etc/passwd' FORMAT 'CSV'))"
         " LAYOUT(COMPLEX_KEY_HASHED()) LIFETIME(0)",
-        "CREATE DICTIONARY evil (a String, b String) PRIMARY KEY a SOURCE(EXECUTABLE(COMMAND 'id' FORMAT 'CSV'))"
+        "CREATE DICTIONARY evil (a String, b String) PRIMARY KEY a"
+        " SOURCE(EXECUTABLE(COMMAND 'id' FORMAT 'CSV'))"
         " LAYOUT(COMPLEX_KEY_HASHED()) LIFETIME(0)",
     ):
         reply = daemon.send(query)
