@@ -1,5 +1,7 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test up down lint docs bench
+# uv copies where its cache lies on another disk; that is no reason to warn.
+export UV_LINK_MODE ?= copy
+.PHONY: help demo test up down lint docs bench lock
 PYTHON ?= python3.11
 UV := .uv/bin/uv
 UV_VERSION := 0.13.8
@@ -33,6 +35,12 @@ bench: .venv/.installed  ## measure, print a table and keep it in bench/results/
 $(UV):
 	$(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-.venv/.installed: pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --all-groups --compile-bytecode --no-python-downloads --python $(PYTHON)
+.venv/.installed: pyproject.toml requirements.lock | $(UV)
+	$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --require-hashes --compile-bytecode --python .venv requirements.lock
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python .venv --editable .
 	@touch $@
+
+# Exact versions and hashes of everything, for every platform.
+lock: | $(UV)  ## resolve requirements.lock anew
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group dev --group bench --output-file requirements.lock pyproject.toml

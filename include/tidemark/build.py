@@ -117,7 +117,8 @@ def publish_windows(settings: Settings, connection: Connection, ladder: policy.P
     rows = [
         {
             "workspace_id": workspace["workspace_id"],
-            "class": name,
+            # The marts know classes by their tables: refunds apart from orders.
+            "class": table.removeprefix("raw."),
             "window_months": min(
                 data_class.window, own.months if own is not None else data_class.window
             ),
@@ -127,6 +128,7 @@ def publish_windows(settings: Settings, connection: Connection, ladder: policy.P
         for name, data_class in ladder.classes.items()
         if data_class.window is not None
         for own in [overrides.get((workspace["workspace_id"], name))]
+        for table in data_class.tables
     ]
     clickhouse.execute(settings, "truncate table reference.windows")
     _insert(settings, "reference.windows", rows)
