@@ -43,15 +43,14 @@ order_coverage as (
 refund_coverage as (
     select
         workspace_id,
-        toLowCardinality('order_refunds') as class,
+        toLowCardinality(if(source = 'payments', 'payment_refunds', 'order_refunds')) as class,
         date_day as local_date,
         currency,
         count() as row_count,
         uniqExact(source, order_id, refund_id) as distinct_ids,
         toDecimal128(sum(amount), 6) as money
     from refunds
-    where source != 'payments'
-    group by workspace_id, date_day, currency
+    group by workspace_id, class, date_day, currency
 ),
 
 final as (

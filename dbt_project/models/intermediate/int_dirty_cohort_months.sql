@@ -8,7 +8,7 @@ dirty_days as (
 ),
 
 frozen_days as (
-    select * from {{ source('retention', 'frozen_days') }} final
+    select * from {{ source('retention', 'frozen_days') }}
     where measure_group in ('orders', 'payments', 'refunds')
 ),
 

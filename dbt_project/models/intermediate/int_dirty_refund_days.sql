@@ -22,7 +22,7 @@ days_before as (
 ),
 
 frozen_days as (
-    select * from {{ source('retention', 'frozen_days') }} final
+    select * from {{ source('retention', 'frozen_days') }}
     where measure_group = 'refunds'
 ),
 

@@ -48,11 +48,17 @@ sessions as (
 ),
 
 customers as (
-    select * from {{ ref('int_customers') }} final
+    select
+        workspace_id,
+        customer_key,
+        argMax((first_source, first_order_id, first_date, is_deleted), version) as first_sale
+    from {{ ref('int_customers') }}
     where
         (workspace_id, customer_key) in (
             select workspace_id, customer_key from sales where is_counted and customer_key != ''
         )
+    group by workspace_id, customer_key
+    having first_sale.4 = 0
 ),
 
 rates as (
@@ -143,7 +149,7 @@ frozen_days as (
     select
         workspace_id,
         local_date as date_day
-    from {{ source('retention', 'frozen_days') }} final
+    from {{ source('retention', 'frozen_days') }}
     where measure_group = 'pixel'
 ),
 
@@ -203,7 +209,7 @@ attributed as (
             ('direct', ('direct', '', '', '', sales.source_rule_id))
         ) as attribution,
         -- An order that does not count needs no rate.
-        if(sales.is_counted, sales.currency, workspaces.currency) as from_currency,
+        if(sales.is_counted and sales.currency != '', sales.currency, workspaces.currency) as from_currency,
         workspaces.currency as to_currency,
         workspaces.currency_exponent as exponent
     from sales
@@ -259,12 +265,12 @@ final as (
         cast(
             rated.is_counted
             and rated.customer_key != ''
-            and customers.first_source = rated.source
-            and customers.first_order_id = rated.order_id as Bool
+            and customers.first_sale.1 = rated.source
+            and customers.first_sale.2 = rated.order_id as Bool
         ) as is_new_customer,
         if(
             rated.is_counted and customers.customer_key != '',
-            toStartOfMonth(customers.first_date),
+            toStartOfMonth(customers.first_sale.3),
             toDate(0)
         ) as cohort_month,
         rated.visitor_id as visitor_id,

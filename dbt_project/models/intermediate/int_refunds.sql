@@ -115,7 +115,7 @@ attributed as (
         refunded_orders.cohort_month as cohort_month,
         if(refunded_orders.source = '', 'direct', refunded_orders.platform) as platform,
         refunded_orders.campaign as campaign,
-        if(is_counted, refunds.currency, workspaces.currency) as from_currency,
+        if(is_counted and refunds.currency != '', refunds.currency, workspaces.currency) as from_currency,
         workspaces.currency as to_currency,
         workspaces.currency_exponent as exponent
     from refunds

@@ -5,7 +5,7 @@ scope as (
 ),
 
 frozen_days as (
-    select * from {{ source('retention', 'frozen_days') }} final
+    select * from {{ source('retention', 'frozen_days') }}
 ),
 
 final as (
