@@ -7,7 +7,7 @@
         meta={'scope': 'int_dirty_days_marketing', 'measure_group': 'email'},
         partition_by='toYYYYMM(date_day)',
         order_by='(workspace_id, order_id, event_at, event_id)',
-        settings={'index_granularity': 16},
+        settings={'index_granularity': 8},
     )
 }}
 
