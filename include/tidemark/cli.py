@@ -243,6 +243,34 @@ def build(
     emit(report.as_dict(), human, as_json=as_json)
 
 
+@app.command()
+def demo(as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
+    """Start the engines, invent 14 months of three shops, load, build, tie out, and show it."""
+    from tidemark import engines, flows, gate, showcase
+
+    settings = Settings.from_env()
+    engines.up(settings, note=note)
+    with progress_bar("loading") as track:
+        report = flows.demo(
+            settings,
+            as_of=as_of_date(as_of),
+            clock=lambda: datetime.now(UTC),
+            gate=gate.tie_out,
+            note=note,
+            track=track,
+        )
+    emit(report.as_dict(), lambda: showcase.show(settings, report), as_json=as_json)
+
+
+@app.command()
+def docs(as_json: JsonOption = False) -> None:
+    """Write the dbt docs site, lineage included, as one page that any browser opens."""
+    from tidemark import flows
+
+    page = flows.docs(Settings.from_env())
+    emit({"page": str(page)}, lambda: print(page), as_json=as_json)
+
+
 @workspace_app.command("add")
 def workspace_add(
     workspace_id: Annotated[str, typer.Argument(metavar="ID", help="Letters, digits, _ and -.")],
