@@ -48,4 +48,6 @@ from {{ raw.payments }}
 array join
     `refunds.refund_id` as refund_id,
     `refunds.local_date` as refund_date,
-    `refunds.amount` as refund_amount
+    `refunds.amount` as refund_amount,
+    `refunds.status` as refund_status
+where refund_status = 'succeeded'

@@ -1,0 +1,63 @@
+"""What must hold of the frame that a tie-out compares."""
+
+from collections.abc import Iterator
+
+import great_expectations.expectations as gxe
+from great_expectations import ExpectationSuite
+from great_expectations.expectations.expectation import Expectation
+from great_expectations.expectations.row_conditions import Column, RowConditionType
+
+#: What identifies a row. kind: `measure` or `figure`; name: `orders`, `revenue` and so on.
+KEY = ("kind", "name", "workspace_id", "local_date", "currency")
+SIDES = ("ledger", "raw", "marts")
+#: Counts are integers; money is exact text without trailing zeros.
+QUANTITIES = ("events", "ids", "money")
+COLUMNS = (
+    *KEY,
+    # Whether raw can still tell: not where its rows are purged.
+    "is_recounted",
+    # Of a measure.
+    *(f"{side}_{quantity}" for side in SIDES for quantity in QUANTITIES),
+    # Of a figure: exact text each.
+    "recount",
+    "facts",
+    "mart",
+)
+
+_IS_MEASURE = Column("kind") == "measure"
+_IS_FIGURE = Column("kind") == "figure"
+_IS_RECOUNTED = Column("is_recounted") == True  # noqa: E712 - builds a condition
+
+
+def tie_out() -> ExpectationSuite:
+    """Ledger, raw and marts tell the same of every measure, and the daily marts of every figure.
+
+    A measure is what the load ledger counts: per workspace, day and currency its rows, distinct
+    ids and money. A figure is a column of a daily mart, summed per workspace and day; it has to
+    equal what the facts behind it give and, where raw alone can tell, a recount of raw. A side
+    that does not know of a row counts as zero there, so what is missing fails as what differs.
+    """
+    return ExpectationSuite("tie_out", expectations=list(_expectations()))
+
+
+def _expectations() -> Iterator[Expectation]:
+    # Without it a frame that came out empty would pass everything else.
+    yield gxe.ExpectTableRowCountToBeBetween(min_value={"$PARAMETER": "asked_rows"})
+    yield gxe.ExpectCompoundColumnsToBeUnique(column_list=list(KEY))
+    yield gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=["measure", "figure"])
+    for side in SIDES:
+        yield gxe.ExpectColumnValuesToBeBetween(
+            column=f"{side}_events", min_value=0, row_condition=_IS_MEASURE
+        )
+    for quantity in QUANTITIES:
+        yield _equal(f"ledger_{quantity}", f"marts_{quantity}", _IS_MEASURE)
+        yield _equal(f"ledger_{quantity}", f"raw_{quantity}", _IS_MEASURE & _IS_RECOUNTED)
+    yield gxe.ExpectColumnValuesToNotBeNull(column="mart", row_condition=_IS_FIGURE)
+    yield _equal("facts", "mart", _IS_FIGURE)
+    yield _equal("recount", "mart", _IS_FIGURE & _IS_RECOUNTED)
+
+
+def _equal(one: str, other: str, where: RowConditionType) -> Expectation:
+    return gxe.ExpectColumnPairValuesToBeEqual(
+        column_A=one, column_B=other, ignore_row_if="neither", row_condition=where
+    )

@@ -1,0 +1,560 @@
+"""The gate: ledger, raw and marts are counted apart, and Great Expectations ties them out.
+
+Three sides tell what there is of a measure on a day: what the loads wrote into the ledger, what
+stands in raw, and what the facts behind the marts know of. The figures of the daily marts are held
+against those facts and against a recount of raw. Only counts and sums leave the stores.
+"""
+
+import importlib.util
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, timedelta
+from decimal import Context, Decimal
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from tidemark import clickhouse, policy
+from tidemark.build import ScopeDay
+from tidemark.config import Settings
+from tidemark.errors import TidemarkError
+from tidemark.postgres import Connection
+
+#: Queries at once.
+READERS = 2
+#: More runs of days than this are joined over the gaps between them: a predicate must stay short.
+RUNS = 100
+#: Failures a verdict names.
+SHOWN = 50
+
+#: The figures of the daily marts by the groups of days they depend on.
+FIGURES = {
+    "pixel": ("sessions", "pageviews", "bot_pageviews", "conversions"),
+    "sales": (
+        "orders", "new_customer_orders", "gross_sales", "discounts", "shipping", "taxes",
+        "revenue", "new_customer_revenue", "net_revenue_and_refunds",
+    ),
+    "refunds": ("refunds",),
+    "spend": (
+        "ad_spend", "impressions", "clicks", "platform_conversions", "platform_conversion_value",
+    ),
+    "email": (
+        "email_revenue", "emails_received", "emails_opened", "emails_clicked", "email_orders",
+        "email_order_revenue", "email_refunds",
+    ),
+}  # fmt: skip
+#: Those that depend on more than a day's raw rows: only facts can tell them.
+NOT_IN_RAW = frozenset(
+    {
+        "sessions", "new_customer_orders", "new_customer_revenue", "net_revenue_and_refunds",
+        "email_revenue", "email_orders", "email_order_revenue",
+    }
+)  # fmt: skip
+
+_SALES = ("orders", "payments")
+
+WorkspaceDay = tuple[str, date]
+#: Measure, workspace, day, currency.
+Key = tuple[str, str, date, str]
+#: Rows, distinct ids, exact money.
+Totals = tuple[int, int, str]
+_NOTHING: Totals = (0, 0, "0")
+# Every digit of a sum of Decimal(38, 6).
+_WIDE = Context(prec=76)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the days tied out, and where the proof lies."""
+
+    success: bool
+    checkpoint: str
+    verdict_id: int
+    validation_result_id: str
+    #: Rows compared: of a measure, or of a mart's figure, each of one workspace and day.
+    checked: int
+    #: One line for each row that differs, up to `SHOWN`.
+    failures: tuple[str, ...]
+    statistics: dict[str, Any]
+    #: The index page of the Data Docs.
+    data_docs: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as JSON: counts and sums, no row of data."""
+        return asdict(self)
+
+
+def tie_out(
+    settings: Settings,
+    connection: Connection,
+    days: frozenset[ScopeDay],
+    as_of: date,
+    now: datetime,
+) -> Verdict:
+    """Tie out every measure of these workspace days, and what the last build rewrote besides.
+
+    Args:
+        connection: commits by itself; the verdict is stored through it.
+        now: the clock of this run; it dates the verdict and names the validation result.
+
+    Raises:
+        TidemarkError: a store does not answer.
+    """
+    ladder = policy.read(settings)
+    asked = _asked(settings, ladder, days)
+    comparison = _Comparison(settings, connection, ladder, asked)
+    rows = comparison.rows()
+    checkpoint = _expectations(settings)
+    outcome = checkpoint.run(settings.expectations, rows, comparison.asked_rows, now)
+    failures = _failures(outcome.failures, rows)
+    every_day = {pair for pairs in asked.values() for pair in pairs}
+    statistics = {
+        "rows": len(rows),
+        "asked_rows": comparison.asked_rows,
+        "workspace_days": len(every_day),
+        "first_day": min((day.isoformat() for _, day in every_day), default=None),
+        "last_day": max((day.isoformat() for _, day in every_day), default=None),
+        "not_recounted": sum(not row["is_recounted"] for row in rows),
+        "expectations": outcome.evaluated,
+        "failed_expectations": len(outcome.failures),
+        "differences": max((failure.count for failure in outcome.failures), default=0),
+    }
+    with connection.transaction():
+        stored = connection.execute(
+            "insert into control.verdicts (checkpoint, run_id, validation_result_id, success,"
+            " as_of, created_at, statistics) values (%s, %s, %s, %s, %s, %s, %s)"
+            " returning verdict_id",
+            [
+                checkpoint.NAME, outcome.run_name, outcome.validation_result_id, outcome.success,
+                as_of, now, Jsonb(statistics),
+            ],
+        ).fetchone()  # fmt: skip
+    assert stored is not None
+    return Verdict(
+        success=outcome.success,
+        checkpoint=checkpoint.NAME,
+        verdict_id=int(stored["verdict_id"]),
+        validation_result_id=outcome.validation_result_id,
+        checked=len(rows),
+        failures=failures,
+        statistics=statistics,
+        data_docs=str(outcome.data_docs),
+    )
+
+
+class _Days:
+    """Workspace days, and how a query is bounded to them."""
+
+    def __init__(self, pairs: Iterable[WorkspaceDay] = ()) -> None:
+        self.pairs = frozenset(pairs)
+
+    def predicate(self, column: str) -> str:
+        """Literal bounds by workspace and day, which the engine prunes partitions and keys by.
+
+        They may let other days pass where workspaces have different ones: `keep` drops those.
+        """
+        if not self.pairs:
+            return "false"
+        workspaces = ", ".join(sorted({_literal(workspace) for workspace, _ in self.pairs}))
+        runs = " or ".join(f"{column} between '{start}' and '{end}'" for start, end in self.runs)
+        return f"(workspace_id in ({workspaces}) and ({runs}))"
+
+    @cached_property
+    def runs(self) -> list[tuple[date, date]]:
+        """The days as few runs, first and last day each."""
+        days = sorted({day for _, day in self.pairs})
+        gaps = sorted(later - earlier for earlier, later in pairwise(days))
+        widest = max(timedelta(days=1), gaps[-RUNS] if len(gaps) >= RUNS else timedelta(0))
+        runs = [(days[0], days[0])]
+        for day in days[1:]:
+            start, end = runs[-1]
+            if day - end <= widest:
+                runs[-1] = (start, day)
+            else:
+                runs.append((day, day))
+        return runs
+
+    def keep(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of these workspace days, with the day as a date."""
+        dated = [{**row, "local_date": _day(row["local_date"])} for row in rows]
+        return [row for row in dated if (row["workspace_id"], row["local_date"]) in self.pairs]
+
+
+class _Comparison:
+    """Reads all sides of the days asked and lays them next to each other."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        ladder: policy.Policy,
+        asked: Mapping[str, Collection[WorkspaceDay]],
+    ) -> None:
+        self.settings = settings
+        self.connection = connection
+        self.ladder = ladder
+        self.asked = {group: _Days(pairs) for group, pairs in asked.items()}
+        self.all_days = _Days(pair for pairs in asked.values() for pair in pairs)
+        self.measures = {
+            measure: (class_name, group)
+            for class_name, data_class in ladder.classes.items()
+            for measure, group in data_class.measures.items()
+            if group in asked
+        }
+        self.frozen = {
+            (row["workspace_id"], row["measure_group"], row["local_date"])
+            for row in self.all_days.keep(
+                self._rows(
+                    "select distinct workspace_id, measure_group, local_date"
+                    f" from retention.frozen_days where {self.all_days.predicate('local_date')}"
+                )
+            )
+        }
+        self.sales_group = {
+            row["workspace_id"]: row["revenue_source"]
+            for row in connection.execute("select workspace_id, revenue_source from app.workspaces")
+        }
+
+    @property
+    def asked_rows(self) -> int:
+        """How many rows there must be at least: a day that every side has forgotten is zeros."""
+        measures = sum(len(self.asked[group].pairs) for _, group in self.measures.values())
+        figures = sum(
+            len(names) * len(self._figure_days(group).pairs) for group, names in FIGURES.items()
+        )
+        return max(1, measures + figures)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the frame: every measure, then every figure."""
+        ledger = self._ledger()
+        raw_queries = self._raw_queries()
+        figure_queries = self._figure_queries()
+        with ThreadPoolExecutor(READERS) as pool:
+            marts = pool.submit(self._marts)
+            raw = pool.map(self._raw, raw_queries.items())
+            figures = pool.map(self._figures, figure_queries)
+            measures = self._measure_rows(
+                {"ledger": ledger, "raw": dict(pair for side in raw for pair in side),
+                 "marts": marts.result()}
+            )  # fmt: skip
+            told: dict[tuple[str, str, str, date], Mapping[str, Any]] = {}
+            for side, group, found in figures:
+                for row in found:
+                    key = (side, group, row["workspace_id"], row["local_date"])
+                    told[key] = {**told.get(key, {}), **row}
+        return measures + self._figure_rows(told)
+
+    # -- measures ------------------------------------------------------------------------------
+
+    def _ledger(self) -> dict[Key, Totals]:
+        pairs = sorted(self.all_days.pairs)
+        rows = self.connection.execute(
+            "select days.workspace_id, days.measure, days.local_date, days.currency,"
+            " sum(days.event_count) as events, sum(days.distinct_ids) as ids,"
+            " sum(days.money) as money"
+            " from control.load_days as days inner join control.loads using (load_id)"
+            " where loads.status = 'loaded' and days.measure = any(%s)"
+            " and (days.workspace_id, days.local_date) in"
+            " (select * from unnest(%s::text[], %s::date[]))"
+            " group by 1, 2, 3, 4",
+            [list(self.measures), [pair[0] for pair in pairs], [pair[1] for pair in pairs]],
+        ).fetchall()
+        return _totals(filter(self._is_asked, rows))
+
+    def _raw_queries(self) -> dict[str, str]:
+        """Per measure, its count of raw: what the class says a load of it adds."""
+        queries = {}
+        for measure, (class_name, group) in self.measures.items():
+            effects = _block(
+                self.settings.sql / "load" / "classes" / f"{class_name}.sql", f"effects {measure}"
+            )
+            # Where the measure's day is another than the row's, the day does not find the rows.
+            is_carried = re.search(r"\bas local_date\b", effects) is not None
+            bounds = (self._carriers(measure) if is_carried else self.asked[group]).predicate(
+                "local_date"
+            )
+            effects = re.sub(
+                r"\{\{ (raw\.\w+) \}\}", rf"(select * from \1 where {bounds})", effects
+            )
+            queries[measure] = (
+                f"select workspace_id, '{measure}' as measure, local_date, currency,"
+                " count() as events, uniqExact(id) as ids, sum(money) as money"
+                f" from ({effects}) where {self.asked[group].predicate('local_date')}"
+                " group by workspace_id, local_date, currency"
+            )
+        return queries
+
+    def _carriers(self, measure: str) -> _Days:
+        """The days whose rows may carry some of a measure: those of the loads that brought it."""
+        group = self.measures[measure][1]
+        siblings = list(self.ladder.classes[self.measures[measure][0]].measures)
+        pairs = sorted(self.asked[group].pairs)
+        rows = self.connection.execute(
+            "select distinct workspace_id, local_date from control.load_days"
+            " where measure = any(%s) and load_id in ("
+            "select load_id from control.load_days where measure = %s"
+            " and (workspace_id, local_date) in (select * from unnest(%s::text[], %s::date[])))",
+            [siblings, measure, [pair[0] for pair in pairs], [pair[1] for pair in pairs]],
+        )
+        return _Days({*pairs, *((row["workspace_id"], row["local_date"]) for row in rows)})
+
+    def _raw(self, query: tuple[str, str]) -> list[tuple[Key, Totals]]:
+        measure, statement = query
+        group = self.measures[measure][1]
+        return list(_totals(self.asked[group].keep(self._rows(statement))).items())
+
+    def _marts(self) -> dict[Key, Totals]:
+        rows = self.all_days.keep(
+            self._rows(
+                "select workspace_id, class as measure, local_date, currency, row_count as events,"
+                " distinct_ids as ids, money from retention.coverage"
+                f" where {self.all_days.predicate('local_date')}"
+            )
+        )
+        return _totals(filter(self._is_asked, rows))
+
+    def _is_asked(self, row: Mapping[str, Any]) -> bool:
+        # A measure that the policy does not know is compared too, and fails.
+        if row["measure"] not in self.measures:
+            return True
+        group = self.measures[row["measure"]][1]
+        return (row["workspace_id"], row["local_date"]) in self.asked[group].pairs
+
+    def _measure_rows(self, sides: Mapping[str, Mapping[Key, Totals]]) -> list[dict[str, Any]]:
+        keys = {
+            key for side in sides.values() for key, totals in side.items() if totals != _NOTHING
+        }
+        present = {key[:3] for key in keys}
+        keys |= {
+            (measure, workspace_id, day, "")
+            for measure, (_, group) in self.measures.items()
+            for workspace_id, day in self.asked[group].pairs
+            if (measure, workspace_id, day) not in present
+        }
+        rows = []
+        for key in sorted(keys):
+            measure, workspace_id, day, currency = key
+            group = self.measures[measure][1] if measure in self.measures else ""
+            row: dict[str, Any] = {
+                "kind": "measure",
+                "name": measure,
+                "workspace_id": workspace_id,
+                "local_date": day.isoformat(),
+                "currency": currency,
+                "is_recounted": (workspace_id, group, day) not in self.frozen,
+            }
+            for side, totals in sides.items():
+                events, ids, money = totals.get(key, _NOTHING)
+                row |= {f"{side}_events": events, f"{side}_ids": ids, f"{side}_money": money}
+            rows.append(row)
+        return rows
+
+    # -- figures -------------------------------------------------------------------------------
+
+    def _figure_days(self, group: str) -> _Days:
+        if group != "sales":
+            return self.asked.get(group, _Days())
+        return _Days(pair for own in _SALES for pair in self.asked.get(own, _Days()).pairs)
+
+    def _figure_queries(self) -> list[tuple[str, str, str, _Days]]:
+        """Side, group, statement and days of each query."""
+        folder = self.settings.sql / "gate"
+        queries = []
+        for group in FIGURES:
+            days = self._figure_days(group)
+            if days.pairs:
+                for side in ("recount", "facts"):
+                    statement = _block(folder / f"{side}.sql", group)
+                    if "{{ carriers " in statement:
+                        carriers = self._carriers("payment_refunds")
+                        statement = _bounded(statement, "carriers", carriers)
+                    queries.append((side, group, _bounded(statement, "asked", days), days))
+        for mart in ("summary_kpis_daily", "email_revenue_daily"):
+            statement = _bounded(_block(folder / "marts.sql", mart), "asked", self.all_days)
+            queries.append(("mart", "", statement, self.all_days))
+        return queries
+
+    def _figures(self, query: tuple[str, str, str, _Days]) -> tuple[str, str, list[dict[str, Any]]]:
+        side, group, statement, days = query
+        return side, group, days.keep(self._rows(statement))
+
+    def _figure_rows(
+        self, told: Mapping[tuple[str, str, str, date], Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for group, names in FIGURES.items():
+            for workspace_id, day in sorted(self._figure_days(group).pairs):
+                mart = told.get(("mart", "", workspace_id, day), {})
+                facts = told.get(("facts", group, workspace_id, day), {})
+                recount = told.get(("recount", group, workspace_id, day), {})
+                own_group = self.sales_group.get(workspace_id, "") if group == "sales" else group
+                is_frozen = (workspace_id, own_group, day) in self.frozen
+                for name in names:
+                    value = recount.get(name, 0)
+                    is_recounted = not (is_frozen or name in NOT_IN_RAW or value is None)
+                    rows.append(
+                        {
+                            "kind": "figure",
+                            "name": name,
+                            "workspace_id": workspace_id,
+                            "local_date": day.isoformat(),
+                            "currency": "",
+                            "is_recounted": is_recounted,
+                            "recount": exact(value) if is_recounted else None,
+                            "facts": exact(facts.get(name, 0)),
+                            "mart": exact(mart.get(name, 0)),
+                        }
+                    )
+        return rows
+
+    def _rows(self, query: str) -> list[dict[str, Any]]:
+        return clickhouse.rows(self.settings, query)
+
+
+def _totals(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Totals]:
+    totals: dict[Key, Totals] = {}
+    for row in rows:
+        key = (
+            row["measure"],
+            row["workspace_id"],
+            row["local_date"],
+            shown_currency(row["currency"]),
+        )
+        events, ids, money = totals.get(key, _NOTHING)
+        totals[key] = (
+            events + int(row["events"]),
+            ids + int(row["ids"]),
+            exact(_WIDE.add(Decimal(money), Decimal(row["money"]))),
+        )
+    return totals
+
+
+def exact(value: Decimal | int | str) -> str:
+    """A number as text in one form, digit for digit: no sign on zero, no trailing zeros."""
+    text = f"{value:f}" if isinstance(value, Decimal) else str(value)
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text
+
+
+def shown_currency(text: str) -> str:
+    """A currency code as it is; anything else could be any text and is not shown."""
+    return text if re.fullmatch(r"([A-Z]{3})?", text) else "not a currency"
+
+
+def _asked(
+    settings: Settings, ladder: policy.Policy, days: frozenset[ScopeDay]
+) -> dict[str, set[WorkspaceDay]]:
+    """The workspace days to compare, by measure group."""
+    groups = {
+        group
+        for data_class in ladder.classes.values()
+        for group in data_class.measures.values()
+        # Rates belong to no workspace and reach no mart by themselves.
+        if group != "fx"
+    }
+    unknown = {day.measure_group for day in days} - groups
+    if unknown:
+        raise TidemarkError(
+            f"measure group {min(unknown)} is in no class of {policy.path(settings)}"
+        )
+    asked: dict[str, set[WorkspaceDay]] = defaultdict(set)
+    for day in days:
+        for group in groups:
+            asked[group].add((day.workspace_id, day.local_date))
+    # A build also rewrites days that nothing was loaded for, such as those of later orders.
+    for row in clickhouse.rows(
+        settings,
+        "select distinct workspace_id, measure_group, date_day as local_date"
+        " from intermediate.int_dirty_days",
+    ):
+        if row["measure_group"] in groups:
+            asked[row["measure_group"]].add((row["workspace_id"], _day(row["local_date"])))
+    return asked
+
+
+def _expectations(settings: Settings) -> ModuleType:
+    """The checkpoint, from the repository's `expectations`: found by its folder, as dbt's project.
+
+    Great Expectations takes seconds to import, so only a gate that runs loads it.
+    """
+    package = "expectations"
+    if package not in sys.modules:
+        folder = settings.root / package
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[package] = module
+        spec.loader.exec_module(module)
+    return importlib.import_module(f"{package}.tie_out")
+
+
+def _failures(failures: Iterable[Any], rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """A line for each row that breaks an expectation, then for what breaks none by itself."""
+    broken = {key: None for failure in failures for key in failure.keys}
+    by_key = {
+        (row["kind"], row["name"], row["workspace_id"], row["local_date"], row["currency"]): row
+        for row in rows
+    }
+    lines = [_line(by_key[key]) for key in broken if key in by_key]
+    lines += [
+        f"{failure.expectation} does not hold{' of ' if failure.columns else ''}"
+        f"{', '.join(failure.columns)}"
+        for failure in failures
+        if not failure.keys
+    ]
+    return tuple(lines[:SHOWN])
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    where = f"{row['name']}, workspace {row['workspace_id']}, {row['local_date']}"
+    if row["kind"] == "figure":
+        raw = f"raw {row['recount']}, " if row["is_recounted"] else ""
+        return f"{where}: {raw}facts {row['facts']}, mart {row['mart']}"
+    if row["currency"]:
+        where += f", {row['currency']}"
+    sides = [side for side in ("ledger", "raw", "marts") if side != "raw" or row["is_recounted"]]
+    return f"{where}: " + ", ".join(
+        f"{side} {row[f'{side}_events']} rows of {row[f'{side}_ids']} ids {row[f'{side}_money']}"
+        for side in sides
+    )
+
+
+def _block(path: Path, name: str) -> str:
+    """One block of an SQL file.
+
+    Raises:
+        TidemarkError: the file has no such block; the message names both.
+    """
+    parts = re.split(r"^-- block: (.+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    try:
+        return parts[parts.index(name, 1) + 1].strip()
+    except ValueError as error:
+        raise TidemarkError(f"{path} has no block {name}") from error
+
+
+def _bounded(statement: str, mark: str, days: _Days) -> str:
+    """The statement with `{{ mark column }}` replaced by the days' bounds of that column."""
+    return re.sub(
+        r"\{\{ " + mark + r" (\w+) \}\}", lambda found: days.predicate(found[1]), statement
+    )
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _day(value: date | str) -> date:
+    return value if isinstance(value, date) else date.fromisoformat(value)
