@@ -1,5 +1,6 @@
 """Building: dbt recomputes the days that loads have touched, and nothing else."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,28 +172,62 @@ def _insert(settings: Settings, table: str, rows: Sequence[Mapping[str, Any]]) -
 
 def seed(settings: Settings) -> bool:
     """Bring the seeds into ClickHouse where their files changed; whether they had."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted((settings.dbt_project / "seeds").glob("*.*")):
-        digest.update(path.read_bytes())
-    mark = settings.home / "dbt" / "seeds.sha256"
+    applied = _Applied(settings, "seeds", ["seeds"])
     tables = clickhouse.rows(
         settings, "select name from system.tables where database = 'reference'"
     )
-    present = {row["name"] for row in tables}
-    if (
-        present.issuperset(SEED_TABLES)
-        and mark.is_file()
-        and mark.read_text(encoding="ascii") == digest.hexdigest()
-    ):
+    if applied.unchanged and {row["name"] for row in tables}.issuperset(SEED_TABLES):
         return False
     dbt(settings, ["seed"])
     for name in ("source_hosts_lookup", "paid_mediums_lookup", "currencies_lookup"):
         clickhouse.execute(settings, f"system reload dictionary reference.{name}")
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text(digest.hexdigest(), encoding="ascii")
+    applied.note()
     return True
+
+
+def models(settings: Settings) -> list[ModelRun]:
+    """Run dbt's models and data tests on the published scope.
+
+    Views change with the project alone, so a build between two changes leaves them as they are.
+
+    Raises:
+        TidemarkError: a model or a test failed; the message names each with its error.
+    """
+    applied = _Applied(settings, "models", ["models", "macros", "dbt_project.yml"])
+    arguments = ["build", "--exclude-resource-type", "unit_test", "seed"]
+    if applied.unchanged:
+        # Cautious: else a test would be left out with the one view among its parents.
+        arguments += [
+            "--exclude", "config.materialized:view", "--indirect-selection", "cautious"
+        ]  # fmt: skip
+    runs = dbt(settings, arguments)
+    applied.note()
+    return runs
+
+
+class _Applied:
+    """Whether a part of the dbt project is the one that this home applied last."""
+
+    def __init__(self, settings: Settings, name: str, parts: Sequence[str]) -> None:
+        digest = hashlib.sha256()
+        for part in parts:
+            root = settings.dbt_project / part
+            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+                if path.is_file():
+                    digest.update(str(path.relative_to(settings.dbt_project)).encode())
+                    digest.update(path.read_bytes())
+        self._digest = digest.hexdigest()
+        self._mark = settings.home / "dbt" / f"{name}.sha256"
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nothing changed since `note`."""
+        return self._mark.is_file() and self._mark.read_text(encoding="ascii") == self._digest
+
+    def note(self) -> None:
+        """Remember this state as applied."""
+        self._mark.parent.mkdir(parents=True, exist_ok=True)
+        self._mark.write_text(self._digest, encoding="ascii")
 
 
 def dbt(

@@ -238,7 +238,14 @@ def build(
             ("model", "status", "seconds"),
             [(model.name, model.status, round(model.seconds, 2)) for model in report.models],
         )
-        print(f"{report.days} workspace days rebuilt and tied out" if report.days else "no day to build")
+        if report.verdict is None:
+            print("no day to build")
+            return
+        verdict = report.verdict.as_dict()
+        print(
+            f"{report.days} workspace days rebuilt; ledger, raw and marts tie out in"
+            f" {verdict['checked']} figures: {verdict['data_docs']}"
+        )
 
     emit(report.as_dict(), human, as_json=as_json)
 

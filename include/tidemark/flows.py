@@ -131,7 +131,7 @@ def build(
         build_id = building.start(connection, as_of, clock(), wanted)
         success = False
         try:
-            models = building.dbt(settings, ["build", "--exclude-resource-type", "unit_test", "seed"])
+            models = building.models(settings)
             verdict = gate(settings, connection, wanted.days, as_of, clock())
             success = verdict.success
         finally:

@@ -190,7 +190,9 @@ create table if not exists raw.fx_rates
 )
 engine = MergeTree
 partition by toYear(local_date)
-order by (local_date, base, quote);
+order by (local_date, base, quote)
+-- Rates are looked up by day: coarser marks would read years of them.
+settings index_granularity = 256;
 
 create table if not exists raw.quarantine
 (
