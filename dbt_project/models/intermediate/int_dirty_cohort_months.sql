@@ -20,7 +20,7 @@ final as (
     from dirty_days
     where
         (workspace_id, toStartOfMonth(date_day)) not in (
-            select workspace_id, toStartOfMonth(local_date) from frozen_days
+            select workspace_id, toStartOfMonth(local_date) as date_day from frozen_days
         )
 )
 

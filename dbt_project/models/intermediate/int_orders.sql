@@ -167,7 +167,7 @@ stored_attributions as (
         and (workspace_id, date_day) in (
             select
                 workspace_id,
-                date_day + arrayJoin(range(32))
+                date_day + arrayJoin(range(32)) as date_day
             from frozen_days
         )
 ),
