@@ -149,9 +149,9 @@ class GateFailed(TidemarkError):
     def __init__(self, report: BuildReport) -> None:
         assert report.verdict is not None
         self.report = report
-        failures = report.verdict.as_dict().get("failures", [])
-        first = "; ".join(str(failure) for failure in failures[:3])
-        super().__init__(f"the gate failed: {first}")
+        verdict = report.verdict.as_dict()
+        first = "; ".join(str(failure) for failure in verdict["failures"][:3])
+        super().__init__(f"the gate failed: {first}; see {verdict['data_docs']}")
 
 
 @dataclass(frozen=True, slots=True)

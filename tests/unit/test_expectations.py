@@ -13,7 +13,7 @@ from expectations import suites, tie_out
 from tidemark import gate
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-MEASURE = {
+MEASURE: dict[str, Any] = {
     "kind": "measure",
     "name": "orders",
     "workspace_id": "tidal",
@@ -24,7 +24,7 @@ MEASURE = {
     **{f"{side}_ids": 2 for side in suites.SIDES},
     **{f"{side}_money": "239.65" for side in suites.SIDES},
 }
-FIGURE = {
+FIGURE: dict[str, Any] = {
     "kind": "figure",
     "name": "revenue",
     "workspace_id": "tidal",
@@ -70,7 +70,7 @@ def test_equal_sides_pass(folder: Path, moments: Iterator[datetime]) -> None:
 
 
 #: A change to a row that is right, and the expectation that it breaks.
-BROKEN = [
+BROKEN: list[tuple[dict[str, Any], dict[str, Any], str, tuple[str, ...]]] = [
     *(
         (MEASURE, {f"{side}_{quantity}": value}, PAIR, (f"ledger_{quantity}", f"{side}_{quantity}"))
         for side in ("raw", "marts")
