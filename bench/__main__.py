@@ -305,7 +305,9 @@ def replay(settings: Settings, log: Path) -> float:
 def _statements(log: str) -> list[str]:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
     found = re.findall(
-        r"adapter: On (?:model|test)\.[\w.]+: /\*.*?\*/(.*?)\n\d\d:\d\d:\d\d\.\d+ \[", plain, re.DOTALL
+        r"adapter: On (?:model|test)\.[\w.]+: /\*.*?\*/(.*?)\n\d\d:\d\d:\d\d\.\d+ \[",
+        plain,
+        re.DOTALL,
     )
     return [statement.strip().rstrip(";") for statement in found if statement.strip()]
 
@@ -354,7 +356,9 @@ def measure(lines: int, console: Console) -> list[Figure]:
             bare = (before + after) / 2
             rate = lines / spent["load"]
             figures += [
-                Figure("bare insert, FORMAT JSONEachRow", f"{bare:.1f} s, {lines / bare:,.0f} lines/s"),
+                Figure(
+                    "bare insert, FORMAT JSONEachRow", f"{bare:.1f} s, {lines / bare:,.0f} lines/s"
+                ),
                 Figure("load, every rule", f"{spent['load']:.1f} s, {rate:,.0f} lines/s"),
                 _at_most("load / bare insert", spent["load"] / bare, 2.0),
             ]
@@ -363,7 +367,10 @@ def measure(lines: int, console: Console) -> list[Figure]:
             figures += [
                 Figure("dlt, read_jsonl into DuckDB", f"{peer_rate:,.0f} lines/s"),
                 Figure(
-                    "load / dlt", f"{rate / peer_rate:.0f} ×", "at least 60 ×", rate / peer_rate >= 60
+                    "load / dlt",
+                    f"{rate / peer_rate:.0f} ×",
+                    "at least 60 ×",
+                    rate / peer_rate >= 60,
                 ),
                 Figure("build of the day, without the gate", f"{built:.1f} s"),
                 Figure("the same SQL by hand", f"{by_hand:.1f} s"),

@@ -32,9 +32,7 @@ class Verdict(Protocol):
 
 
 #: Ties out some days: settings, connection, days, as_of, now.
-Gate = Callable[
-    [Settings, Connection, frozenset[building.ScopeDay], date, datetime], Verdict
-]
+Gate = Callable[[Settings, Connection, frozenset[building.ScopeDay], date, datetime], Verdict]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
 """The landing folder: which files stand in it, and what each is."""
 
-import gzip
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from typing import BinaryIO, Literal, cast
 
 import zstandard
+from isal import igzip
 from upath import UPath
 
 from tidemark.errors import UsageError
@@ -50,21 +50,49 @@ class LandingFile:
         """Open its bytes as they lie."""
         return cast(BinaryIO, self.path.open("rb"))
 
-    def text(self, most: int) -> bytes | None:
-        """Its bytes unpacked, or None where they are more than `most` bytes.
+    def chunks(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+        """Its bytes unpacked, in chunks; `advance` is told the bytes read as they lie.
 
         Raises:
             EOFError, OSError, zlib.error, zstandard.ZstdError: it is damaged or cut short.
         """
+        position = 0
         with self.open() as stream:
-            if self.encoding is None:
-                unpacked = stream.read(most + 1)
-            elif self.encoding == "gzip":
-                with gzip.GzipFile(fileobj=stream) as packed:
-                    unpacked = packed.read(most + 1)
-            else:
-                unpacked = _unzstd(stream.read(), most)
-        return unpacked if len(unpacked) <= most else None
+            for chunk in self._unpacked(stream):
+                yield chunk
+                advance(stream.tell() - position)
+                position = stream.tell()
+
+    def _unpacked(self, stream: BinaryIO) -> Iterator[bytes]:
+        if self.encoding == "gzip":
+            with igzip.IGzipFile(fileobj=stream) as unpacked:
+                yield from iter(lambda: unpacked.read(_CHUNK_BYTES), b"")
+        elif self.encoding == "zstd":
+            yield from _unzstd(stream)
+        else:
+            yield from iter(lambda: stream.read(_CHUNK_BYTES), b"")
+
+    def lines(self, most: int, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+        """Its text in pieces of about `most` bytes, each of whole lines ending in a newline.
+
+        A line longer than that comes as a piece of its own.
+
+        Raises:
+            As `chunks` does.
+        """
+        parts: list[bytes] = []
+        size = 0
+        for chunk in self.chunks(advance):
+            end = chunk.rfind(b"\n") + 1
+            if end and size + len(chunk) > most:
+                parts.append(chunk[:end])
+                yield b"".join(parts)
+                parts, size, chunk = [], 0, chunk[end:]
+            parts.append(chunk)
+            size += len(chunk)
+        if size:
+            text = b"".join(parts)
+            yield text if text.endswith(b"\n") else text + b"\n"
 
     def sha256(self) -> str:
         """The SHA-256 of its bytes as they lie, in hex."""
@@ -139,16 +167,17 @@ def _children(folder: UPath) -> list[UPath]:
     return sorted(folder.iterdir(), key=lambda entry: entry.name)
 
 
-def _unzstd(packed: bytes, most: int) -> bytes:
-    """Unpack zstd frames; stops once there are more than `most` bytes."""
-    unpacked = b""
-    while packed and len(unpacked) <= most:
-        frame = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
-        unpacked += frame.decompress(packed)
-        if not frame.eof:
-            raise EOFError("the zstd data is cut short")
-        packed = frame.unused_data
-    return unpacked
+def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
+    """Unpack zstd frames; unlike the library's reader it sees that the last one is cut short."""
+    frame = None
+    # A small step: what it unpacks to is held in memory whole.
+    while packed := stream.read(_CHUNK_BYTES // 16):
+        while packed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(packed)
+            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("the zstd data is cut short")
 
 
 def _redacted(name: str) -> str:

@@ -17,30 +17,31 @@ import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from itertools import accumulate
 from typing import Any
 
 import zstandard
+from isal import isal_zlib
 from psycopg.types.json import Jsonb
 
 from tidemark import clickhouse, keys, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
-from tidemark.landing import Encoding, LandingFile, discover
+from tidemark.landing import LandingFile, discover
 from tidemark.postgres import Connection
 
 #: A batch holds at most this much, or one larger file.
 BATCH_BYTES = 256 << 20
 BATCH_FILES = 400
 PARSERS = 2
-#: A statement costs a tenth of a second before its first line, so small files travel together:
-#: those of at most this size as they lie, up to this much text at once.
-SMALL_FILE_BYTES = 4 << 20
-BUNDLE_BYTES = 64 << 20
+#: A statement costs a tenth of a second before its first line, and reads on one core: so small
+#: files travel together, and large ones in pieces of this many bytes of text, side by side.
+BUNDLE_BYTES = 128 << 20
 
 RETRYABLE = ("unknown_workspace", "bad_timestamp", "past_retention")
 _REFUSED = "refused:"
@@ -151,9 +152,7 @@ def run(
         raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
     loader = _Loader(settings, connection, policy.read(settings), as_of, now)
     loader.recover()
-    files, notes = discover(
-        landing or settings.landing, loader.policy, sources, workspace
-    )
+    files, notes = discover(landing or settings.landing, loader.policy, sources, workspace)
     todo, unchanged = loader.select(files, retry)
     advance = track(sum(item.file.size for item in todo))
     reports: list[FileReport] = []
@@ -191,70 +190,60 @@ def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:
         yield batch
 
 
-@dataclass(slots=True)
-class _Bundle:
-    """Files of one workspace whose lines go to ClickHouse in one statement."""
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Whole lines of a file."""
 
-    items: list[_Item]
-    #: Number of each file's first line within the whole.
-    first_lines: list[int] = field(default_factory=lambda: [1])
-    #: The text of each file, for files that travel together.
-    texts: list[bytes] = field(default_factory=list, repr=False)
+    item: _Item
+    #: Lines of the file before it.
+    offset: int
+    text: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """Pieces of one workspace's files whose lines go to ClickHouse in one statement."""
+
+    pieces: tuple[_Piece, ...]
 
     @property
-    def workspace_id(self) -> str:
-        """Whose they are."""
-        return self.items[0].file.workspace_id
+    def items(self) -> list[_Item]:
+        """The files it has lines of."""
+        return [piece.item for piece in self.pieces]
 
-    def open(self, advance: Advance) -> tuple[Encoding | None, Iterator[bytes]]:
-        """The bytes to send and how they are compressed; `advance` is told those of the files."""
-        if self.texts:
-            return None, self._joined(advance)
-        return self.items[0].file.encoding, self._streamed(advance)
-
-    def _joined(self, advance: Advance) -> Iterator[bytes]:
-        for item, text in zip(self.items, self.texts, strict=True):
-            yield text
-            advance(item.file.size)
-
-    def _streamed(self, advance: Advance) -> Iterator[bytes]:
-        with self.items[0].file.open() as stream:
-            while chunk := stream.read(clickhouse.CHUNK_BYTES):
-                yield chunk
-                advance(len(chunk))
+    @property
+    def first_lines(self) -> list[int]:
+        """Where each piece begins among the lines of the whole, from 1."""
+        counts = (piece.text.count(b"\n") for piece in self.pieces[:-1])
+        return list(accumulate(counts, initial=1))
 
 
-def _bundles(batch: Sequence[_Item]) -> tuple[list[_Bundle], dict[int, str]]:
-    """Put small files together, and leave out those whose compression is broken, with the error."""
-    bundles: list[_Bundle] = []
-    failures: dict[int, str] = {}
-    open_bundles: dict[str, _Bundle] = {}
-    for item in batch:
-        file = item.file
+def _bundles(
+    batch: Sequence[_Item], failures: dict[int, str], advance: Advance
+) -> Iterator[_Bundle]:
+    """Cut the files into bundles as they are read; a file that can't be read goes to `failures`."""
+    pieces: list[_Piece] = []
+    size = 0
+    for item in sorted(batch, key=lambda item: item.file.workspace_id):
+        offset = 0
         try:
-            text = file.text(BUNDLE_BYTES) if file.size <= SMALL_FILE_BYTES else None
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError):
+            for text in item.file.lines(BUNDLE_BYTES, advance):
+                other = pieces and pieces[0].item.file.workspace_id != item.file.workspace_id
+                if other or (pieces and size + len(text) > BUNDLE_BYTES):
+                    yield _Bundle(tuple(pieces))
+                    pieces, size = [], 0
+                pieces.append(_Piece(item, offset, text))
+                size += len(text)
+                offset += text.count(b"\n")
+        except FileNotFoundError:
+            failures[item.load_id] = "it has gone since it was listed; nothing of it was loaded"
+        except (EOFError, OSError, zlib.error, isal_zlib.error, zstandard.ZstdError) as error:
             failures[item.load_id] = (
-                f"the {file.encoding or 'file'} data is damaged or cut short; nothing of it was"
-                " loaded"
+                f"after line {offset}: the {item.file.encoding or 'file'} data is damaged or cut"
+                f" short ({type(error).__name__}); nothing of it was loaded"
             )
-            continue
-        if text is None:
-            bundles.append(_Bundle([item]))
-            continue
-        if text and not text.endswith(b"\n"):
-            text += b"\n"
-        bundle = open_bundles.get(file.workspace_id)
-        if bundle is None or sum(map(len, bundle.texts)) + len(text) > BUNDLE_BYTES:
-            bundle = _Bundle([item], texts=[text])
-            open_bundles[file.workspace_id] = bundle
-            bundles.append(bundle)
-        else:
-            lines = bundle.texts[-1].count(b"\n")
-            bundle.first_lines.append(bundle.first_lines[-1] + lines)
-            bundle.items.append(item)
-            bundle.texts.append(text)
-    return bundles, failures
+    if pieces:
+        yield _Bundle(tuple(pieces))
 
 
 class _ClassSql:
@@ -314,7 +303,13 @@ class _Loader:
     def select(self, files: Iterable[LandingFile], retry: bool) -> tuple[list[_Item], int]:
         """The files to load now, and how many need nothing."""
         known = {
-            (r["source"], r["workspace_id"], r["delivery_date"], r["file_name_hash"], r["file_sha256"]): r
+            (
+                r["source"],
+                r["workspace_id"],
+                r["delivery_date"],
+                r["file_name_hash"],
+                r["file_sha256"],
+            ): r
             for r in self.connection.execute(
                 "select load_id, source, workspace_id, delivery_date, file_name_hash, file_sha256,"
                 " status, retryable from control.loads"
@@ -324,9 +319,7 @@ class _Loader:
         unchanged = 0
         for file in files:
             name_hash, sha256 = self._name_hash(file.name), file.sha256()
-            row = known.get(
-                (file.source, file.workspace_id, file.delivery_date, name_hash, sha256)
-            )
+            row = known.get((file.source, file.workspace_id, file.delivery_date, name_hash, sha256))
             if row is None or row["status"] == "staged":
                 load_id = row["load_id"] if row else self._claim(file, name_hash, sha256)
                 items.append(_Item(file, name_hash, sha256, load_id, is_retry=False))
@@ -419,7 +412,11 @@ class _Loader:
         has_user_agents = re.search(r"^ua_hash\b", sql.stage, re.MULTILINE) is not None
         columns = f"{_STAGE_COLUMNS.strip()},\n{sql.stage}"
         extra = ", user_agent String" if has_user_agents else ""
-        self._run(f"create table load.stage ({columns}) engine = MergeTree order by tuple()")
+        self._run(
+            f"create table load.stage ({columns}) engine = MergeTree order by tuple()"
+            # It lives for seconds: packing it would cost more than writing it.
+            " settings default_compression_codec = 'NONE'"
+        )
         self._run(
             f"create table load.lines ({columns}, reason LowCardinality(String), line_hash String"
             f"{extra}) engine = Null"
@@ -445,34 +442,43 @@ class _Loader:
             )
             self._run(
                 "create materialized view load.lines_to_user_agents to load.user_agents_seen as"
-                " select distinct ua_hash, user_agent from load.lines"
-                " where reason = '' and user_agent != ''"
+                " select ua_hash, any(user_agent) as user_agent from load.lines"
+                " where ua_hash != 0 group by ua_hash"
             )
         statement = self._parse_statement(source, class_name, sql, has_user_agents)
+        failures: dict[int, str] = {}
         sessions = threading.local()
+        opened: list[str] = []
 
-        def parse(bundle: _Bundle) -> None:
-            if getattr(sessions, "workspace_id", None) != bundle.workspace_id:
+        def parse(bundle: _Bundle) -> ClickHouseError | None:
+            workspace_id = bundle.items[0].file.workspace_id
+            if getattr(sessions, "workspace_id", None) != workspace_id:
                 sessions.session_id = f"tidemark-load-{secrets.token_hex(16)}"
-                self._open_session(sessions.session_id, bundle.workspace_id)
-                sessions.workspace_id = bundle.workspace_id
+                opened.append(sessions.session_id)
+                self._open_session(sessions.session_id, workspace_id)
+                sessions.workspace_id = workspace_id
             try:
-                self._stream(bundle, statement, sessions.session_id, class_name, advance)
-            except (ClickHouseError, OSError) as error:
-                if isinstance(error, ClickHouseError) and error.code in _STATEMENT_ERRORS:
+                self._stream(bundle, statement, sessions.session_id, class_name)
+            except ClickHouseError as error:
+                if error.code in _STATEMENT_ERRORS:
                     raise TidemarkError(f"include/sql/load/{source}.sql: {error}") from error
-                if len(bundle.items) == 1:
-                    failures[bundle.items[0].load_id] = _reason_to_show(error)
-                    return
-                # One of them is at fault: each on its own shows which.
-                self._forget(bundle.items)
-                for item in bundle.items:
-                    parse(_Bundle([item]))
+                return error
+            return None
 
-        bundles, failures = _bundles(batch)
         with ThreadPoolExecutor(PARSERS) as pool:
-            for _ in pool.map(parse, bundles):
-                pass
+            suspects: dict[int, _Item] = {}
+            for bundle, error in _side_by_side(pool, parse, _bundles(batch, failures, advance)):
+                if error is not None:
+                    suspects |= {item.load_id: item for item in bundle.items}
+            # Files that failed together are read again one by one: that shows which is at fault.
+            self._forget(list(suspects.values()))
+            for item in suspects.values():
+                for _, error in _side_by_side(pool, parse, _bundles([item], failures, _nowhere)):
+                    if error is not None:
+                        failures[item.load_id] = _reason_to_show(error)
+        for session_id in opened:
+            # The keys need not wait in the server's memory for the session to time out.
+            self._run("drop temporary table if exists tidemark_keys", {"session_id": session_id})
         self._forget([item for item in batch if item.load_id in failures])
         if has_user_agents:
             privacy.classify_user_agents(self.settings)
@@ -519,11 +525,12 @@ with
     wanted_lines as (
         select
             line,
-            number - roundDown(number, {{first_lines:Array(UInt64)}}) + 1 as line_number,
+            roundDown(number, {{first_lines:Array(UInt64)}}) as first_line,
             transform(
-                roundDown(number, {{first_lines:Array(UInt64)}}),
-                {{first_lines:Array(UInt64)}},
-                {{load_ids:Array(UInt64)}}
+                first_line, {{first_lines:Array(UInt64)}}, {{offsets:Array(UInt64)}}, toUInt64(0)
+            ) + number - first_line + 1 as line_number,
+            transform(
+                first_line, {{first_lines:Array(UInt64)}}, {{load_ids:Array(UInt64)}}, toUInt64(0)
             ) as load_id
         from numbered_lines
         where {{is_retry:UInt8}} = 0 or (load_id, line_number) in (
@@ -628,15 +635,9 @@ format LineAsString
                     params=session,
                 )
 
-    def _stream(
-        self,
-        bundle: "_Bundle",
-        statement: str,
-        session_id: str,
-        class_name: str,
-        advance: Advance,
-    ) -> None:
-        workspace_id, source = bundle.workspace_id, bundle.items[0].file.source
+    def _stream(self, bundle: _Bundle, statement: str, session_id: str, class_name: str) -> None:
+        file = bundle.items[0].file
+        workspace_id, source = file.workspace_id, file.source
         data_class = self.policy.classes[class_name]
         own_folder = self.policy.sources[source].workspace
         workspace = self.workspaces.get(workspace_id)
@@ -653,18 +654,21 @@ format LineAsString
             "param_first_lines": str(bundle.first_lines),
             "param_load_ids": str([item.load_id for item in bundle.items]),
             "param_delivery_dates": f"[{dates}]",
+            "param_offsets": str([piece.offset for piece in bundle.pieces]),
             "param_is_retry": str(int(bundle.items[0].is_retry)),
             "param_is_known": str(int(is_known)),
             "param_as_of": self.as_of.isoformat(),
             "param_oldest": (oldest or date(1970, 1, 1)).isoformat(),
             # One stream up to the window function, so that line numbers are the file's.
             "parallelize_output_from_storages": "0",
-            "max_insert_threads": "2",
             "log_queries": "0",
         }
-        encoding, chunks = bundle.open(advance)
+        # Packed lightly: what costs is moving the bytes from process to process.
+        packed = zstandard.ZstdCompressor(level=-1).compress(
+            b"".join(piece.text for piece in bundle.pieces)
+        )
         clickhouse.stream_insert(
-            self.settings, statement, chunks, content_encoding=encoding, params=params
+            self.settings, statement, [packed], content_encoding="zstd", params=params
         )
 
     def _describe_files(self, kept: list[_Item], listed: Sequence[LandingFile]) -> None:
@@ -695,7 +699,12 @@ format LineAsString
                 "load_id": row["load_id"],
                 "seq": order.get(row["load_id"], 0),
                 "name_rank": rank_of.get(
-                    (row["source"], row["workspace_id"], row["delivery_date"], row["file_name_hash"]),
+                    (
+                        row["source"],
+                        row["workspace_id"],
+                        row["delivery_date"],
+                        row["file_name_hash"],
+                    ),
                     0,
                 ),
             }
@@ -722,9 +731,7 @@ format LineAsString
         bounds = "workspace_id in (select distinct workspace_id from load.stage)"
         if data_class.versions == "first":
             # An event's key holds within its month.
-            bounds += (
-                " and toYYYYMM(local_date) in (select distinct toYYYYMM(local_date) from load.stage)"
-            )
+            bounds += " and toYYYYMM(local_date) in (select distinct toYYYYMM(local_date) from load.stage)"
         self._run(
             "create table load.contested (row_key UInt128) engine = MergeTree order by row_key"
         )
@@ -934,9 +941,7 @@ group by load_id, workspace_id, local_date, currency
             )
         )
         return [
-            table
-            for table, rows, outdated in changes
-            if self._prepare_table(table, rows, outdated)
+            table for table, rows, outdated in changes if self._prepare_table(table, rows, outdated)
         ]
 
     def _prepare_table(self, table: str, rows: str, outdated: str) -> bool:
@@ -1011,8 +1016,7 @@ group by load_id, workspace_id, local_date, currency
                     ],
                 )
             self.connection.execute(
-                "update control.load_batches set status = 'done', done_at = %s"
-                " where batch_id = %s",
+                "update control.load_batches set status = 'done', done_at = %s where batch_id = %s",
                 [self.now, batch_id],
             )
 
@@ -1081,17 +1085,29 @@ def _quoted(name: str) -> str:
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
 
 
-def _reason_to_show(error: ClickHouseError | OSError) -> str:
+def _nowhere(_bytes: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _side_by_side(
+    pool: ThreadPoolExecutor,
+    work: Callable[[_Bundle], ClickHouseError | None],
+    bundles: Iterator[_Bundle],
+) -> Iterator[tuple[_Bundle, ClickHouseError | None]]:
+    """Do the work on bundles in the pool, reading no further ahead than it can take."""
+    running: dict[Future[ClickHouseError | None], _Bundle] = {}
+    for bundle in bundles:
+        if len(running) == PARSERS:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+        running[pool.submit(work, bundle)] = bundle
+    for future in as_completed(running):
+        yield running[future], future.result()
+
+
+def _reason_to_show(error: ClickHouseError) -> str:
     """The kind of an error without its text, which may quote the line it failed on."""
-    if isinstance(error, OSError):
-        return f"cannot be read: {type(error).__name__}; nothing of it was loaded"
     name = re.search(r"\(([A-Z0-9_]+)\)", str(error))
     kind = name[1] if name else "error"
-    hint = {
-        "CANNOT_DECOMPRESS": "the compressed data is damaged or cut short",
-        "ZLIB_INFLATE_FAILED": "the gzip data is damaged or cut short",
-        "ZSTD_DECODER_FAILED": "the zstd data is damaged or cut short",
-        "ATTEMPT_TO_READ_AFTER_EOF": "the data ends too early",
-        "CANNOT_READ_ALL_DATA": "the data ends too early",
-    }.get(kind, "ClickHouse could not read it")
-    return f"{hint} (code {error.code}, {kind}); nothing of it was loaded"
+    return f"ClickHouse could not read it (code {error.code}, {kind}); nothing of it was loaded"

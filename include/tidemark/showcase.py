@@ -121,7 +121,9 @@ def _sparklines(rows: list[dict[str, Any]]) -> Table:
     for workspace_id, months in by_workspace.items():
         amounts = [float(month["revenue"]) for month in months]
         top = max(amounts) or 1.0
-        bars = "".join(_BARS[round(max(amount, 0.0) / top * (len(_BARS) - 1))] for amount in amounts)
+        bars = "".join(
+            _BARS[round(max(amount, 0.0) / top * (len(_BARS) - 1))] for amount in amounts
+        )
         table.add_row(workspace_id, months[0]["month"][:7], months[-1]["month"][:7], bars)
     return table
 

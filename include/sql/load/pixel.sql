@@ -88,7 +88,12 @@ select
     dictGetOrDefault('reference.geo', 'country', ifNull(toIPv6OrNull(ip), toIPv6('::')), '') as country,
     if(user_agent = '', toUInt128(0), reinterpretAsUInt128(sipHash128Keyed(user_agent_key, user_agent))) as ua_hash,
     user_agent,
-    if(ip = '' or indexOf(salt_days, toDate(event_at)) = 0, '', tidemark_pseudonym('ip', ip, salts[indexOf(salt_days, toDate(event_at))])) as ip_hash,
+    -- A day whose salt is destroyed, or was never made, has no hash.
+    if(
+        ip = '' or toDate(event_at) not in (select day from tidemark_keys where name = 'salt'),
+        '',
+        tidemark_pseudonym('ip', ip, salts[indexOf(salt_days, toDate(event_at))])
+    ) as ip_hash,
     viewport,
     language,
     timezone,
