@@ -503,92 +503,31 @@ class _Loader:
             select = path.read_text(encoding="utf-8")
         except OSError as error:
             raise TidemarkError(f"source {source} has no {path}") from error
-        columns = self._columns("load.lines")
         erased = " or ".join(
             f"{column} in (select subject_hash from tidemark_erased)"
             for column in data_class.subjects
         )
-        group = next(iter(data_class.measures.values()))
-        return f"""
-insert into load.lines ({", ".join(map(_quoted, columns))})
-with
-    (select (unhex(any(inner_key)), unhex(any(outer_key))) from tidemark_keys where name = 'pseudonym') as pseudonym_key,
-    (select (unhex(any(inner_key)), unhex(any(outer_key))) from tidemark_keys where name = 'ledger') as ledger_key,
-    (select (reinterpretAsUInt64(unhex(any(inner_key))), reinterpretAsUInt64(unhex(any(outer_key)))) from tidemark_keys where name = 'user_agent') as user_agent_key,
-    (select arraySort(groupArray((day, unhex(inner_key), unhex(outer_key)))) from tidemark_keys where name = 'salt') as salt_rows,
-    arrayMap(salt -> salt.1, salt_rows) as salt_days,
-    arrayMap(salt -> (salt.2, salt.3), salt_rows) as salts,
-    numbered_lines as (
-        select line, row_number() over (rows between current row and current row) as number
-        from input('line String')
-    ),
-    wanted_lines as (
-        select
-            line,
-            roundDown(number, {{first_lines:Array(UInt64)}}) as first_line,
-            transform(
-                first_line, {{first_lines:Array(UInt64)}}, {{offsets:Array(UInt64)}}, toUInt64(0)
-            ) + number - first_line + 1 as line_number,
-            transform(
-                first_line, {{first_lines:Array(UInt64)}}, {{load_ids:Array(UInt64)}}, toUInt64(0)
-            ) as load_id
-        from numbered_lines
-        where {{is_retry:UInt8}} = 0 or (load_id, line_number) in (
-            select load_id, line_number from raw.quarantine
-            where load_id in {{load_ids:Array(UInt64)}} and reason in {RETRYABLE}
+        return self._template(
+            "parse",
+            columns=", ".join(map(_quoted, self._columns("load.lines"))),
+            source=select.replace("{{ lines }}", "wanted_lines"),
+            retryable=str(RETRYABLE),
+            measure_group=next(iter(data_class.measures.values())),
+            is_erased=erased or "false",
+            row_key=sql.key,
+            version=sql.version,
         )
-    ),
-    parsed_lines as (
-{select.replace("{{ lines }}", "wanted_lines")}
-    ),
-    placed_lines as (
-        select
-            *,
-            {{workspace_id:String}} as workspace_id,
-            {{source:String}} as source_system,
-            toDate(toTimeZone(ifNull(happened_at, toDateTime64(0, 6, 'UTC')), {{timezone:String}})) as local_date,
-            transform(
-                load_id,
-                {{load_ids:Array(UInt64)}},
-                {{delivery_dates:Array(Date)}},
-                toDate(0)
-            ) as delivery_date
-        from parsed_lines
-    ),
-    judged_lines as (
-        select
-            * except (reason),
-            multiIf(
-                {{is_known:UInt8}} = 0, 'unknown_workspace',
-                reason != '', reason,
-                happened_at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC')
-                or happened_at >= toDateTime64(addDays({{as_of:Date}}, 2), 6, 'UTC'), 'bad_timestamp',
-                local_date < {{oldest:Date}}
-                or local_date in (
-                    select local_date from retention.frozen_days
-                    where workspace_id = {{workspace_id:String}} and measure_group = '{group}'
-                ), 'past_retention',
-                {erased or "false"}, '{_REFUSED}erasure',
-                ''
-            ) as reason
-        from placed_lines
-    ),
-    final as (
-        select
-            *,
-            {sql.key} as row_key,
-            {sql.version} as version_at,
-            if(
-                reason = '' or startsWith(reason, '{_REFUSED}'),
-                '',
-                substring(tidemark_hmac(line, ledger_key), 1, 32)
-            ) as line_hash
-        from judged_lines
-    )
-select {", ".join(map(_quoted, columns))}
-from final
-format LineAsString
-"""
+
+    def _template(self, name: str, **parts: str) -> str:
+        """The SQL of `include/sql/load/steps/<name>.sql` with its parts filled in.
+
+        The parts are names and expressions of the policy and the class files; values are bound.
+        """
+        path = self.settings.sql / "load" / "steps" / f"{name}.sql"
+        text = path.read_text(encoding="utf-8")
+        for part, value in parts.items():
+            text = text.replace("{{ " + part + " }}", value)
+        return text
 
     def _open_session(self, session_id: str, workspace_id: str) -> None:
         """Bring the keys into a temporary table of the session, in the body of an insert."""
@@ -735,91 +674,15 @@ format LineAsString
         self._run(
             "create table load.contested (row_key UInt128) engine = MergeTree order by row_key"
         )
-        self._run(
-            "insert into load.contested"
-            " select row_key from load.stage group by row_key having count() > 1"
-            " union distinct"
-            f" select {key} as row_key from {primary} where {bounds}"
-            " and row_key in (select row_key from load.stage)"
-        )
+        parts = {"row_key": key, "version": version, "table": primary, "bounds": bounds}
+        self._run(self._template("contested", **parts))
         self._run(
             "create table load.fates (load_id UInt64, line_number UInt64, seq UInt64,"
             " is_duplicate Bool, is_replaced Bool, previous_load_id UInt64,"
             " previous_line_number UInt64) engine = MergeTree order by (load_id, line_number)"
         )
-        contenders = f"""
-contenders as (
-    select
-        stage.row_key as row_key,
-        stage.load_id as load_id,
-        stage.line_number as line_number,
-        files.seq as seq,
-        (stage.version_at, stage.delivery_date, files.name_rank, stage.line_number) as version
-    from load.stage as stage
-    inner join load.files as files on stage.load_id = files.load_id
-    where row_key in (select row_key from load.contested)
-    union all
-    select
-        {key} as row_key,
-        known.load_id as load_id,
-        known.line_number as line_number,
-        toUInt64(0) as seq,
-        ({version}, known.delivery_date, files.name_rank, known.line_number) as version
-    from {primary} as known
-    left join load.files as files on known.load_id = files.load_id
-    where {bounds} and row_key in (select row_key from load.contested)
-)"""
-        if data_class.versions == "first":
-            statement = f"""
-with {contenders}
-select
-    load_id,
-    line_number,
-    seq,
-    row_number() over (partition by row_key order by seq, line_number) > 1 as is_duplicate,
-    false as is_replaced,
-    0 as previous_load_id,
-    0 as previous_line_number
-from contenders
-"""
-        else:
-            statement = f"""
-with {contenders},
-in_file as (
-    select *, row_number() over (partition by row_key, seq order by version desc) as place
-    from contenders
-),
-in_order as (
-    select
-        *,
-        count() over before as known,
-        max(version) over before as best_before
-    from in_file
-    where place = 1
-    window before as (partition by row_key order by seq rows between unbounded preceding and 1 preceding)
-),
-winners as (
-    select
-        *,
-        lagInFrame(load_id) over all_of_key as previous_load_id,
-        lagInFrame(line_number) over all_of_key as previous_line_number,
-        leadInFrame(toUInt8(1), 1, toUInt8(0)) over all_of_key as is_replaced
-    from in_order
-    where known = 0 or version > best_before
-    window all_of_key as (partition by row_key order by seq rows between unbounded preceding and unbounded following)
-)
-select load_id, line_number, seq, true as is_duplicate, false as is_replaced, 0 as previous_load_id, 0 as previous_line_number
-from in_file
-where place > 1
-union all
-select load_id, line_number, seq, true, false, 0, 0
-from in_order
-where known > 0 and version <= best_before
-union all
-select load_id, line_number, seq, false, is_replaced = 1, previous_load_id, previous_line_number
-from winners
-"""
-        self._run(f"insert into load.fates {statement}")
+        contenders = self._template("contenders", **parts)
+        self._run(self._template(f"fates_{data_class.versions}", contenders=contenders))
 
     @staticmethod
     def _raw_expression(expression: str) -> str:
@@ -864,27 +727,7 @@ from winners
                 mark = "{{ " + table + " }}"
                 added = added.replace(mark, f"({new})")
                 replaced = replaced.replace(mark, f"({new} union all {old})")
-            for row in self._rows(f"""
-select
-    load_id, workspace_id, local_date, currency,
-    sum(sign * events) as event_count, sum(sign * ids) as distinct_ids, sum(sign * amount) as money
-from (
-    select load_id, workspace_id, local_date, currency,
-        1 as sign, toInt64(count()) as events, toInt64(uniqExact(id)) as ids, sum(money) as amount
-    from ({added})
-    group by load_id, workspace_id, local_date, currency
-    union all
-    select fates.load_id as load_id, workspace_id, local_date, currency,
-        -1 as sign, toInt64(count()) as events, toInt64(uniqExact(id)) as ids, sum(money) as amount
-    from ({replaced}) as replaced
-    inner join load.fates as fates
-        on replaced.load_id = fates.previous_load_id
-        and replaced.line_number = fates.previous_line_number
-    where fates.previous_load_id > 0 and fates.seq > 0 and not fates.is_duplicate
-    group by fates.load_id, workspace_id, local_date, currency
-)
-group by load_id, workspace_id, local_date, currency
-"""):
+            for row in self._rows(self._template("days", added=added, replaced=replaced)):
                 yield {"measure": measure, **row}
 
     def _stage(self, kept: str) -> str:
