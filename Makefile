@@ -23,7 +23,7 @@ down: .venv/.installed  ## stop the engines
 
 lint: .venv/.installed  ## check style, types and SQL
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	.venv/bin/sqlfluff lint dbt_project
+	PYTHONPATH=tests .venv/bin/python tests/lint_sql.py
 
 docs: .venv/.installed  ## build the dbt docs site
 	.venv/bin/tidemark docs

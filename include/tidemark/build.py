@@ -256,7 +256,7 @@ def dbt(
         "--log-path", str(settings.logs / "dbt"),
         "--quiet",
     ]  # fmt: skip
-    with _environment(settings):
+    with environment(settings):
         outcome = dbtRunner().invoke([*arguments, *options])
     runs = [
         ModelRun(
@@ -279,7 +279,7 @@ def _first_lines(message: str) -> str:
 
 
 @contextmanager
-def _environment(settings: Settings) -> Iterator[None]:
+def environment(settings: Settings) -> Iterator[None]:
     """The profile's variables; dbt keeps those with this prefix out of its logs."""
     wanted = {
         "TIDEMARK_CLICKHOUSE_PORT": str(settings.clickhouse_port),

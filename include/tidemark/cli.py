@@ -162,9 +162,7 @@ def load(
     ] = None,
     retry: Annotated[
         bool,
-        typer.Option(
-            "--retry", help="Read again what was quarantined for its time or workspace."
-        ),
+        typer.Option("--retry", help="Read again what was quarantined for its time or workspace."),
     ] = False,
     as_of: AsOfOption = None,
     as_json: JsonOption = False,

@@ -24,7 +24,10 @@ Note = Callable[[str], None]
 class Verdict(Protocol):
     """What a gate answers."""
 
-    success: bool
+    @property
+    def success(self) -> bool:
+        """Whether everything tied out."""
+        ...
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as JSON, without a row of data."""

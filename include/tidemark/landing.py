@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 import zstandard
 from isal import igzip
@@ -48,7 +48,7 @@ class LandingFile:
 
     def open(self) -> BinaryIO:
         """Open its bytes as they lie."""
-        return cast(BinaryIO, self.path.open("rb"))
+        return self.path.open("rb")
 
     def chunks(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
         """Its bytes unpacked, in chunks; `advance` is told the bytes read as they lie.
@@ -65,7 +65,7 @@ class LandingFile:
 
     def _unpacked(self, stream: BinaryIO) -> Iterator[bytes]:
         if self.encoding == "gzip":
-            with igzip.IGzipFile(fileobj=stream) as unpacked:
+            with igzip.IGzipFile(fileobj=stream) as unpacked:  # type: ignore[no-untyped-call]
                 yield from iter(lambda: unpacked.read(_CHUNK_BYTES), b"")
         elif self.encoding == "zstd":
             yield from _unzstd(stream)

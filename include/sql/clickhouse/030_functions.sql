@@ -168,13 +168,20 @@ create or replace function tidemark_source_rule as (utm_source, medium, query, h
         'r13'
     );
 
--- What a tagged link says of its source and medium, or else what the rule and the referrer say.
+-- What a tagged link says of its source and medium, or else what the referrer, the click id and the
+-- rule say.
 create or replace function tidemark_source as (rule, utm_source, click_id_kind, referrer_host) ->
     multiIf(
         rule in ('r08', 'r13'), '',
         utm_source != '', tidemark_redact(utm_source),
         referrer_host != '', tidemark_source_name(referrer_host),
-        click_id_kind
+        rule = 'r05', 'amazon',
+        transform(
+            click_id_kind,
+            ['gclid', 'gbraid', 'wbraid', 'gad_source', 'fbclid', 'ttclid', 'epik', '_kx'],
+            ['google', 'google', 'google', 'google', 'facebook', 'tiktok', 'pinterest', 'klaviyo'],
+            click_id_kind
+        )
     );
 
 create or replace function tidemark_medium as (rule, utm_medium) ->
