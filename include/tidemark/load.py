@@ -40,7 +40,7 @@ BATCH_FILES = 400
 PARSERS = 2
 #: A statement costs a tenth of a second before its first line, and reads on one core: so small
 #: files travel together, and large ones in pieces of this many bytes of text, side by side.
-BUNDLE_BYTES = 128 << 20
+BUNDLE_BYTES = 64 << 20
 
 RETRYABLE = ("unknown_workspace", "bad_timestamp", "past_retention")
 _REFUSED = "refused:"
@@ -287,6 +287,7 @@ class _Loader:
         self.keyring = keys.Keyring.from_settings(settings)
         with connection.transaction():
             self.ledger_key = self.keyring.ledger_key(connection, now)
+            keys.destroy_salts(connection, as_of, now)
             self.salts = self.keyring.daily_salts(
                 connection, [as_of + timedelta(days=n) for n in range(-3, 2)], as_of, now
             )
