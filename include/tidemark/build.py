@@ -68,6 +68,13 @@ def scope(
         " where batch_id > %s and batch_id <= %s",
         [row["done"], row["last"]],
     ).fetchall()
+    # A build that did not hold leaves its days due, also those that were asked for by name.
+    touched += connection.execute(
+        "select distinct days.workspace_id, days.measure, days.local_date"
+        " from control.build_days inner join control.load_days as days"
+        " using (workspace_id, local_date)"
+        " where build_id > coalesce((select max(build_id) from control.builds where success), 0)"
+    ).fetchall()
     if from_date or to_date:
         touched += connection.execute(
             "select distinct workspace_id, measure, local_date from control.load_days"

@@ -49,6 +49,9 @@ with
             * except (reason),
             multiIf(
                 {is_known:UInt8} = 0, 'unknown_workspace',
+                -- The parse would read a list by the places of its elements.
+                not startsWith(line, '{') and not startsWith(trimLeft(line), '{'),
+                if(isValidJSON(line), 'not_an_object', 'invalid_json'),
                 reason != '', reason,
                 happened_at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC')
                 or happened_at >= toDateTime64(addDays({as_of:Date}, 2), 6, 'UTC'), 'bad_timestamp',
