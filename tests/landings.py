@@ -1,4 +1,4 @@
-"""Deliveries for the tests: files in a landing folder of one's own, and what the load made of them."""
+"""Deliveries for the tests: files in a landing folder of one's own, and what became of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import zstandard
 
 from homes import Warehouse
-from tidemark import clickhouse, flows, load, policy, postgres, workspaces
+from tidemark import clickhouse, flows, policy, postgres, workspaces
+from tidemark import load as loading
 
 FIXTURES = Path(__file__).parent / "fixtures"
 AS_OF = date(2026, 11, 20)
@@ -71,7 +72,7 @@ class Tenant:
     landing: Path
     as_of: date = AS_OF
     #: What the newest load said.
-    report: load.Report = field(init=False)
+    report: loading.Report = field(init=False)
 
     def deliver(
         self,
@@ -90,7 +91,7 @@ class Tenant:
         path.write_bytes(packed(lines or [], name) if data is None else data)
         return path
 
-    def load(self, *, as_of: date | None = None, retry: bool = False) -> load.Report:
+    def load(self, *, as_of: date | None = None, retry: bool = False) -> loading.Report:
         """Load what stands in landing and is not loaded yet."""
         as_of = as_of or self.as_of
         self.report = flows.load(
@@ -102,7 +103,7 @@ class Tenant:
         )
         return self.report
 
-    def load_lines(self, source: str, lines: Sequence[Line], **where: Any) -> load.Counts:
+    def load_lines(self, source: str, lines: Sequence[Line], **where: Any) -> loading.Counts:
         """Deliver one file, load it, and give its counts."""
         self.deliver(source, lines, **where)
         report = self.load()
@@ -129,7 +130,7 @@ class Tenant:
     def ledger(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a query to PostgreSQL."""
         with postgres.connect(self.warehouse.settings) as connection:
-            return list(connection.execute(query, list(parameters)))  # type: ignore[arg-type]
+            return list(connection.execute(query, list(parameters)))
 
     def counts(self) -> list[dict[str, Any]]:
         """What the load ledger says of each file of this workspace, in the order of loading."""
@@ -163,7 +164,7 @@ class Tenant:
         }
         in_raw: dict[tuple[str, str, str], tuple[int, int, Decimal]] = {}
         for name in policy.read(settings).classes:
-            sql = load._ClassSql(settings, name)
+            sql = loading._ClassSql(settings, name)
             for measure, effects in sql.effects.items():
                 for table in sql.targets:
                     effects = effects.replace(
