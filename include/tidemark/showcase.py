@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,15 +12,15 @@ from tidemark.flows import DemoReport
 
 _DAYS = """
 select
-    concat(workspace_id, ' ', currency) as workspace,
+    k.workspace_id as workspace,
+    w.currency as cur,
     formatDateTime(date_day, '%b %d') as day,
     k.visitors as visitors,
     k.orders as orders,
     toDecimalString(k.revenue, 2) as revenue,
     toDecimalString(k.refunds, 2) as refunds,
     toDecimalString(k.ad_spend, 2) as ad_spend,
-    toDecimalString(k.mer, 2) as mer,
-    concat(toDecimalString(100 * k.conversion_rate, 1), ' %') as converted
+    toDecimalString(k.mer, 2) as mer
 from marts.kpis_daily as k
 inner join reference.workspaces as w final on k.workspace_id = w.workspace_id
 where platform = 'all' and date_day > {as_of:Date} - 4 and date_day < {as_of:Date}
@@ -61,10 +62,10 @@ def show(settings: Settings, report: DemoReport, console: Console | None = None)
         _table(
             "marts.kpis_daily: the last days, all platforms",
             days,
-            ("workspace", "day"),
+            ("workspace", "cur", "day"),
         )
     )
-    first = days[-1]["workspace"].split()[0] if days else ""
+    first = days[-1]["workspace"] if days else ""
     console.print(
         _table(
             f"marts.kpis_daily: {first} by platform, 30 days",
@@ -91,8 +92,21 @@ def show(settings: Settings, report: DemoReport, console: Console | None = None)
     console.print("  make down      stop the engines; the data stay")
 
 
+def _plain_table(title: str) -> Table:
+    # Few lines, so that the widest table fits a terminal of 80 columns.
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="cyan",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
 def _table(title: str, rows: list[dict[str, Any]], labels: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="cyan")
+    table = _plain_table(title)
     for column in rows[0] if rows else ():
         table.add_column(column, justify="left" if column in labels else "right")
     previous = None
@@ -110,9 +124,7 @@ def _figure(value: Any) -> str:
 
 
 def _sparklines(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        title="revenue by month", title_justify="left", title_style="bold", header_style="cyan"
-    )
+    table = _plain_table("revenue by month")
     for column in ("workspace_id", "from", "to", "revenue"):
         table.add_column(column)
     by_workspace: dict[str, list[dict[str, Any]]] = {}
@@ -136,12 +148,7 @@ def _accounting(report: DemoReport) -> Table:
             total = totals.setdefault(file.file.split("/")[0], [0] * len(names))
             for position, name in enumerate(names):
                 total[position] += getattr(file.counts, name)
-    table = Table(
-        title="every line accounted for: lines = stored + duplicate + quarantined + refused",
-        title_justify="left",
-        title_style="bold",
-        header_style="cyan",
-    )
+    table = _plain_table("every line = stored + duplicate + quarantined + refused")
     table.add_column("source")
     for name in names:
         table.add_column(name, justify="right")
