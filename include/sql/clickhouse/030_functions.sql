@@ -12,14 +12,15 @@ create or replace function tidemark_redact_text as (t) ->
     replaceRegexpAll(
         t,
         concat(
-            '[^\s"''<>(),;:=&?/@\\\\]+@[^\s"''<>(),;:=&?/@\\\\]+\.[^\s"''<>(),;:=&?/@\\\\.]{2,}',
-            '|(?:\+|\b00)\(?[0-9][0-9 ().\-]{5,}[0-9]',
+            '[^\s"<>(),;:=&?/@\\\\]+@[^\s"''<>(),;:=&?/@\\\\]+\.[^\s"''<>(),;:=&?/@\\\\.]{2,}',
+            '|(?:\+|\\b00)\(?[0-9][0-9 ().\-]{5,}[0-9]',
             '|\([0-9]{2,5}\) ?[0-9]{2,4}[ .\-]?[0-9]{3,4}',
-            '|\b[0-9]{2,5}[ .\-][0-9]{3,4}[ .\-][0-9]{3,4}(?:[ .\-][0-9]{2,4})*\b',
-            '|\b0[0-9](?:[ .\-][0-9]{2}){4}\b',
-            '|\b0[0-9]{9,10}\b',
-            '|\b1?[2-9][0-9]{2}[2-9][0-9]{6}\b',
-            '|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b',
+            '|\\b[0-9]{2,5}[ .\-][0-9]{3,4}[ .\-][0-9]{3,4}(?:[ .\-][0-9]{2,4})*\\b',
+            '|\\b0[0-9](?:[ .\-][0-9]{2}){4}\\b',
+            '|\\b0[0-9]{2,5}[ .\-][0-9]{5,8}\\b',
+            '|\\b0[0-9]{9,10}\\b',
+            '|\\b1?[2-9][0-9]{2}[2-9][0-9]{6}\\b',
+            '|\\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\\b',
             '|Mozilla/[0-9][^"]*'
         ),
         '[redacted]'
@@ -40,25 +41,29 @@ create or replace function tidemark_redact_url as (t) ->
 -- values of keys that name personal data go whole, then each literal is redacted as text.
 create or replace function tidemark_properties_are_suspect as (p) ->
     tidemark_is_suspect(p)
-    or match(p, '(?i)"[a-z_ \-]*(mail|phone|mobile|name|address|street|postcode|zip|postal|birth|passport|agent|ip)[a-z_0-9 \-]*":');
+    or match(p, '(?i)"[a-z_ \-]*(mail|phone|mobile|name|address|street|postcode|zip|postal|birth|passport|agent|ip|ua|tel)[a-z_0-9 \-]*":');
+
+-- What stands under such a key: a literal, a number, or a list or object of them, itself of such.
+create or replace function tidemark_personal_properties as (p) ->
+    replaceRegexpAll(
+        p,
+        concat(
+            '(?i)("(?:[a-z_ \-]*(?:e[_ \-]?mail|phone|mobile|(?:first|last|full|given|family|middle|maiden|customer|user|billing|shipping|contact|recipient)[_ \-]?name',
+            '|street|postcode|postal[_ \-]?code|zip|zip[_ \-]?code|user[_ \-]?agent|ip[_ \-]?address|date[_ \-]?of[_ \-]?birth|birth(?:day|date)|passport)[a-z_0-9]*',
+            '|[a-z_ \-]*address[a-z_0-9]*|ip|ua|surname|forename|tel)":)',
+            '("(?:[^"\\\\]|\\\\.)*"|-?[0-9][0-9.eE+\-]*',
+            '|[{\[](?:[^{}\[\]"]|"(?:[^"\\\\]|\\\\.)*"',
+            '|[{\[](?:[^{}\[\]"]|"(?:[^"\\\\]|\\\\.)*")*[}\]])*[}\]])'
+        ),
+        '\1"[redacted]"'
+    );
 
 create or replace function tidemark_redact_properties as (p) ->
     if(
         tidemark_properties_are_suspect(p),
         arrayStringConcat(arrayMap(
             token -> if(startsWith(token, '"'), tidemark_redact(token), token),
-            extractAll(
-                replaceRegexpAll(
-                    p,
-                    concat(
-                        '(?i)("(?:[a-z_ \-]*(?:e[_ \-]?mail|phone|mobile|(?:first|last|full|given|family|middle|maiden|customer|user|billing|shipping|contact|recipient)[_ \-]?name',
-                        '|street|postcode|postal[_ \-]?code|zip|zip[_ \-]?code|user[_ \-]?agent|ip[_ \-]?address|date[_ \-]?of[_ \-]?birth|birth(?:day|date)|passport)[a-z_0-9]*',
-                        '|[a-z_ \-]*address[a-z_0-9]*|ip|ua|surname|forename|tel)":)("(?:[^"\\\\]|\\\\.)*"|-?[0-9][0-9.eE+\-]*)'
-                    ),
-                    '\1"[redacted]"'
-                ),
-                '"(?:[^"\\\\]|\\\\.)*"|[^"]+'
-            )
+            extractAll(tidemark_personal_properties(p), '"(?:[^"\\\\]|\\\\.)*"|[^"]+')
         )),
         p
     );
