@@ -157,6 +157,11 @@ class Engine:
         query = "&".join(f"{name}={value}" for name, value in _DEFAULTS.items())
         # The level in the configuration file is not looked at.
         self._string = f"{config.data}?config-file={url_quote(str(path))}&log-level=warning&{query}"
+        # An empty database has a definition and no folder yet. chDB passes over such a one when it
+        # starts, and it could not be attached again.
+        metadata = config.data / "metadata"
+        if not (metadata / "default").exists():
+            (metadata / "default.sql").unlink(missing_ok=True)
         # clickhouse-local takes its timezone from here, not from its configuration.
         os.environ["TZ"] = "UTC"
         try:
