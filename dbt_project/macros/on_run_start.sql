@@ -3,7 +3,7 @@
     {% if execute and flags.FULL_REFRESH and flags.WHICH != 'seed' %}
         {{ exceptions.raise_compiler_error(
             "--full-refresh is refused: it would erase what raw no longer has."
-            ~ " Rebuild a range of days with `tidemark backfill --from D --to D --reason TEXT`."
+            ~ " Rebuild a range of days with `tidemark build --from D --to D`."
         ) }}
     {% endif %}
 {% endmacro %}

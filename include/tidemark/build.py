@@ -195,7 +195,8 @@ def seed(settings: Settings) -> bool:
 def models(settings: Settings) -> list[ModelRun]:
     """Run dbt's models and data tests on the published scope.
 
-    Views change with the project alone, so a build between two changes leaves them as they are.
+    Views change with the project alone, so a build between two changes leaves them as they are,
+    those of the operational store too.
 
     Raises:
         TidemarkError: a model or a test failed; the message names each with its error.
@@ -207,6 +208,9 @@ def models(settings: Settings) -> list[ModelRun]:
         arguments += [
             "--exclude", "config.materialized:view", "--indirect-selection", "cautious"
         ]  # fmt: skip
+    else:
+        # The operational store has views alone.
+        dbt(settings, ["run"], target="postgres")
     runs = dbt(settings, arguments)
     applied.note()
     return runs

@@ -217,19 +217,27 @@ def build(
     ] = None,
     as_of: AsOfOption = None,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Run dbt for the days touched since the last build, then tie load, raw and marts out."""
     from tidemark import flows, gate
 
-    report = flows.build(
-        Settings.from_env(),
-        as_of=as_of_date(as_of),
-        clock=lambda: datetime.now(UTC),
-        gate=gate.tie_out,
-        from_date=from_date.date() if from_date else None,
-        to_date=to_date.date() if to_date else None,
-        note=note,
-    )
+    try:
+        report = flows.build(
+            Settings.from_env(),
+            as_of=as_of_date(as_of),
+            clock=lambda: datetime.now(UTC),
+            gate=gate.tie_out,
+            from_date=from_date.date() if from_date else None,
+            to_date=to_date.date() if to_date else None,
+            note=note,
+        )
+    except flows.GateFailed as error:
+        if not as_json:
+            raise
+        # The verdict is the answer that a program asked for.
+        note(f"tidemark: {error}")
+        print(to_json(error.report.as_dict()))
+        return error.exit_code
 
     def human() -> None:
         print_rows(
@@ -246,6 +254,7 @@ def build(
         )
 
     emit(report.as_dict(), human, as_json=as_json)
+    return 0
 
 
 @app.command()

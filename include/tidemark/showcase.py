@@ -74,13 +74,14 @@ def show(settings: Settings, report: DemoReport, console: Console | None = None)
         )
     )
     console.print(_sparklines(clickhouse.rows(settings, _MONTHS)))
-    console.print(_accounting(report))
+    if any(load.files for load in report.loads):
+        console.print(_accounting(report))
     verdict = report.build.verdict
     if verdict is not None:
         proof = verdict.as_dict()
         console.print(
             f"[bold green]Tied out:[/] load ledger, raw and marts agree on"
-            f" {proof.get('checked', 0):,} workspace days and measures."
+            f" {proof.get('checked', 0):,} figures of {report.build.days:,} workspace days."
             f" Proof: {proof.get('data_docs', '')}",
             soft_wrap=True,
         )

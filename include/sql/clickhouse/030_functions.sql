@@ -123,7 +123,14 @@ create or replace function tidemark_source_name as (host) ->
     );
 
 create or replace function tidemark_is_paid as (medium) ->
-    dictHas('reference.paid_mediums_lookup', medium) or startsWith(medium, 'paid');
+    medium != ''
+    and (
+        dictHas('reference.paid_mediums_lookup', medium)
+        or arrayExists(
+            size -> dictGetOrDefault('reference.paid_mediums_lookup', 'is_prefix', substring(medium, 1, size), false),
+            range(1, length(medium))
+        )
+    );
 
 -- A landing URL's query string with a leading '&', so that '&name=' finds a parameter.
 create or replace function tidemark_query as (url) ->

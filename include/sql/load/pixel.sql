@@ -94,9 +94,9 @@ select
         '',
         tidemark_pseudonym('ip', ip, salts[indexOf(salt_days, toDate(event_at))])
     ) as ip_hash,
-    viewport,
-    language,
-    timezone,
+    tidemark_redact(toLowCardinality(viewport)) as viewport,
+    tidemark_redact(toLowCardinality(language)) as language,
+    tidemark_redact(toLowCardinality(timezone)) as timezone,
     if(
         length(raw_properties) > 8192,
         concat('{"__truncated":true,"original_bytes":', toString(length(raw_properties)), '}'),

@@ -1,5 +1,6 @@
 -- Versioned rows: a file stores its newest version of a key where that beats all before it.
--- What it beats is replaced.
+-- What it beats is replaced. Versions are equal only where a file came again under its name: the
+-- later one holds.
 insert into load.fates
 with {{ contenders }},
 in_file as (
@@ -22,7 +23,7 @@ winners as (
         lagInFrame(line_number) over all_of_key as previous_line_number,
         leadInFrame(toUInt8(1), 1, toUInt8(0)) over all_of_key as is_replaced
     from in_order
-    where known = 0 or version > best_before
+    where known = 0 or version >= best_before
     window all_of_key as (partition by row_key order by seq rows between unbounded preceding and unbounded following)
 )
 select load_id, line_number, seq, true as is_duplicate, false as is_replaced, 0 as previous_load_id, 0 as previous_line_number
@@ -31,7 +32,7 @@ where place > 1
 union all
 select load_id, line_number, seq, true, false, 0, 0
 from in_order
-where known > 0 and version <= best_before
+where known > 0 and version < best_before
 union all
 select load_id, line_number, seq, false, is_replaced = 1, previous_load_id, previous_line_number
 from winners
