@@ -325,9 +325,5 @@ def test_any_sequence_of_deliveries_leaves_what_the_rules_say(
         key: (day, Decimal(0), "") if key[0] == "pixel" else (day, money, currency)
         for key, (_, (day, money, currency)) in model.rows.items()
     }
-    assert (
-        json.dumps(sorted(raw.items()), default=str)
-        == json.dumps(sorted(told.items()), default=str)
-        or raw == told
-    )
+    assert raw == told
     shop.assert_ties_out()
