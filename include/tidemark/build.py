@@ -237,7 +237,7 @@ class _Applied:
 
     def note(self) -> None:
         """Remember this state as applied."""
-        self._mark.parent.mkdir(parents=True, exist_ok=True)
+        self._mark.parent.mkdir(mode=0o700, exist_ok=True)
         self._mark.write_text(self._digest, encoding="ascii")
 
 
@@ -258,7 +258,7 @@ def dbt(
     from dbt.cli.main import dbtRunner
 
     folder = settings.home / "dbt"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     options = [
         "--project-dir", str(settings.dbt_project),
         "--profiles-dir", str(settings.dbt_project),
@@ -267,8 +267,13 @@ def dbt(
         "--log-path", str(settings.logs / "dbt"),
         "--quiet",
     ]  # fmt: skip
-    with environment(settings):
-        outcome = dbtRunner().invoke([*arguments, *options])
+    # dbt's files are as closed as the rest of the home.
+    umask = os.umask(0o077)
+    try:
+        with environment(settings):
+            outcome = dbtRunner().invoke([*arguments, *options])
+    finally:
+        os.umask(umask)
     runs = [
         ModelRun(
             result.node.name, str(result.status), result.execution_time, str(result.message or "")

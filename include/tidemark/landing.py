@@ -1,5 +1,6 @@
 """The landing folder: which files stand in it, and what each is."""
 
+import codecs
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -82,7 +83,9 @@ class LandingFile:
         """
         parts: list[bytes] = []
         size = 0
-        for chunk in self.chunks(advance):
+        for number, chunk in enumerate(self.chunks(advance)):
+            if number == 0:
+                chunk = chunk.removeprefix(codecs.BOM_UTF8)
             end = chunk.rfind(b"\n") + 1
             if end and size + len(chunk) > most:
                 parts.append(chunk[:end])
@@ -138,9 +141,13 @@ def discover(
             if not folder.is_dir() or (workspace not in (None, folder.name) and not own):
                 continue
             for day in _children(folder):
+                delivery_date: date | None
                 try:
                     delivery_date = date.fromisoformat(day.name)
                 except ValueError:
+                    delivery_date = None
+                # Python reads 20261119 and 2026-W47-4 too.
+                if delivery_date is None or delivery_date.isoformat() != day.name:
                     problems.append(
                         f"{source}/{_redacted(folder.name)}/{_redacted(day.name)}:"
                         " the folder must be a day of delivery, YYYY-MM-DD"

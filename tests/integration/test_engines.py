@@ -155,7 +155,12 @@ def test_nothing_in_a_home_is_open_to_other_accounts(warehouse: Warehouse) -> No
     data = warehouse.settings.postgres / "data"
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     assert data.stat().st_uid != 0
-    files = [path for folder in ("logs", "run") for path in (home / folder).iterdir()]
+    files = [
+        path
+        for folder in ("logs", "run")
+        for path in (home / folder).rglob("*")
+        if not path.is_dir()
+    ]
     assert files
     assert not [path for path in files if stat.S_IMODE(path.lstat().st_mode) & 0o007]
 
@@ -176,7 +181,9 @@ def test_no_secret_in_arguments_environment_or_logs(warehouse: Warehouse) -> Non
     secrets = [
         secrets_store.read_password(settings.secrets, name) for name in secrets_store.PASSWORDS
     ]
-    texts = [path.read_text(errors="replace") for path in settings.logs.iterdir()]
+    texts = [
+        path.read_text(errors="replace") for path in settings.logs.rglob("*") if path.is_file()
+    ]
     texts += [path.read_text() for path in settings.run.glob("clickhouse.*")]
     for state in states(warehouse).values():
         process = psutil.Process(state.pid)
@@ -201,7 +208,7 @@ def test_logs_repeat_no_values(warehouse: Warehouse) -> None:
     insert = "insert into function null('x Int64') format JSONEachRow"
     with pytest.raises(clickhouse.ClickHouseError, match=canary):
         clickhouse.stream_insert(settings, insert, [b'{"x": "%s"}' % canary.encode()])
-    logs = {path.name: path.read_text() for path in settings.logs.iterdir()}
+    logs = {path.name: path.read_text() for path in settings.logs.rglob("*") if path.is_file()}
     assert {"postgres.log", "clickhouse.log"} <= set(logs)
     assert "ready to accept connections" in logs["postgres.log"]
     assert not [name for name, text in logs.items() if canary in text]

@@ -301,7 +301,7 @@ def test_bench_lines(tmp_path):
             event = json.loads(row)
         except ValueError:
             continue
-        if isinstance(event, dict) and "event_id" in event:
+        if isinstance(event, dict) and {"event_id", "user_agent"} <= set(event):
             good.append(event)
     ids = Counter(event["event_id"] for event in good)
     assert 0.005 < 1 - len(ids) / len(good) < 0.02

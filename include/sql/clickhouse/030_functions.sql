@@ -68,6 +68,23 @@ create or replace function tidemark_redact_properties as (p) ->
         p
     );
 
+-- Numbers whose sums and products stay far from overflow, which would stop the whole file: a
+-- trillion or more is no amount.
+create or replace function tidemark_amount as (value) ->
+    if(abs(toDecimal128OrNull(value, 4)) < 1000000000000, toDecimal64OrNull(value, 4), null);
+
+create or replace function tidemark_fine_amount as (value) ->
+    if(abs(toDecimal128OrNull(value, 6)) < 1000000000000, toDecimal128OrNull(value, 6), null);
+
+create or replace function tidemark_micros as (value) ->
+    if(abs(toDecimal128OrNull(value, 6)) < 1000000000000000000, toDecimal128OrNull(value, 6) / 1000000, null);
+
+create or replace function tidemark_conversions as (value) ->
+    if(abs(toDecimal128OrNull(value, 9)) < 1000000000000, toDecimal128OrNull(value, 9), null);
+
+create or replace function tidemark_integer as (value) ->
+    if(toInt64OrNull(value) between -1000000000000 and 1000000000000, toInt64OrNull(value), null);
+
 -- A field that should be text or a number but holds an object or a list.
 create or replace function tidemark_is_container as (line, value, field) ->
     (startsWith(value, '{') or startsWith(value, '[')) and JSONType(line, field) in ('Object', 'Array');

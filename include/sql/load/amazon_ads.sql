@@ -24,11 +24,11 @@ fields as (
         tidemark_text(r.adId) as own_ad_id,
         upper(tidemark_text(r.campaignBudgetCurrencyCode)) as currency,
         tidemark_text(r.cost) as spend_text,
-        toDecimal128OrNull(spend_text, 6) as spend_or_null,
+        tidemark_fine_amount(spend_text) as spend_or_null,
         toUInt64OrNull(coalesce(r.impressions, '0')) as impressions_or_null,
         toUInt64OrNull(coalesce(r.clicks, '0')) as clicks_or_null,
-        toDecimal128OrNull(coalesce(r.purchases14d, '0'), 9) as conversions_or_null,
-        toDecimal128OrNull(coalesce(r.sales14d, '0'), 6) as value_or_null
+        tidemark_conversions(coalesce(r.purchases14d, '0')) as conversions_or_null,
+        tidemark_fine_amount(coalesce(r.sales14d, '0')) as value_or_null
     from parsed
 )
 

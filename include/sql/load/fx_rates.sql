@@ -38,7 +38,7 @@ select
         quote = '', 'missing_field:quote',
         not dictHas('reference.currencies_lookup', quote), 'bad_value:quote',
         rate_text = '', 'missing_field:rate',
-        rate_or_null is null or rate_or_null <= 0, 'bad_value:rate',
+        rate_or_null is null or rate_or_null <= 0 or rate_or_null >= 1000000000, 'bad_value:rate',
         ''
     ) as reason
 from fields

@@ -24,11 +24,11 @@ fields as (
         tidemark_text(r.adGroupAd.ad.id) as own_ad_id,
         upper(tidemark_text(r.customer.currencyCode)) as currency,
         tidemark_text(r.metrics.costMicros) as spend_text,
-        toDecimal128OrNull(spend_text, 6) / 1000000 as spend_or_null,
+        tidemark_micros(spend_text) as spend_or_null,
         toUInt64OrNull(coalesce(r.metrics.impressions, '0')) as impressions_or_null,
         toUInt64OrNull(coalesce(r.metrics.clicks, '0')) as clicks_or_null,
-        toDecimal128OrNull(coalesce(r.metrics.conversions, '0'), 9) as conversions_or_null,
-        toDecimal128OrNull(coalesce(r.metrics.conversionsValue, '0'), 6) as value_or_null
+        tidemark_conversions(coalesce(r.metrics.conversions, '0')) as conversions_or_null,
+        tidemark_fine_amount(coalesce(r.metrics.conversionsValue, '0')) as value_or_null
     from parsed
 )
 

@@ -23,7 +23,7 @@ fields as (
         tidemark_text(e.relationships.profile.data.id) as profile_id,
         tidemark_text(e.profile.email) as email,
         e.attributes.event_properties as p,
-        toDecimal64OrNull(ifNull(p.`$value`, '0'), 4) as value_or_null,
+        tidemark_amount(ifNull(p.`$value`, '0')) as value_or_null,
         upper(if(tidemark_text(p.currency) = '', {currency:String}, tidemark_text(p.currency))) as currency,
         e.relationships.attributions.data as attributions
     from parsed

@@ -25,19 +25,19 @@ fields as (
         tidemark_text(r.ad_id) as own_ad_id,
         upper(tidemark_text(r.account_currency)) as currency,
         tidemark_text(r.spend) as spend_text,
-        toDecimal128OrNull(spend_text, 6) as spend_or_null,
+        tidemark_fine_amount(spend_text) as spend_or_null,
         toUInt64OrNull(coalesce(r.impressions, '0')) as impressions_or_null,
         toUInt64OrNull(coalesce(r.clicks, '0')) as clicks_or_null,
-        toDecimal128OrNull(coalesce(if(
+        tidemark_conversions(coalesce(if(
             arrayExists(a -> a.action_type = 'omni_purchase', r.actions),
             arrayFirst(a -> a.action_type = 'omni_purchase', r.actions),
             arrayFirst(a -> a.action_type = 'purchase', r.actions)
-        ).value, '0'), 9) as conversions_or_null,
-        toDecimal128OrNull(coalesce(if(
+        ).value, '0')) as conversions_or_null,
+        tidemark_fine_amount(coalesce(if(
             arrayExists(a -> a.action_type = 'omni_purchase', r.action_values),
             arrayFirst(a -> a.action_type = 'omni_purchase', r.action_values),
             arrayFirst(a -> a.action_type = 'purchase', r.action_values)
-        ).value, '0'), 6) as value_or_null
+        ).value, '0')) as value_or_null
     from parsed
 )
 

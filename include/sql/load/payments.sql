@@ -25,13 +25,13 @@ fields as (
         upper(tidemark_text(c.currency)) as currency,
         toInt64(exp10(dictGetOrDefault('reference.currencies_lookup', 'exponent', currency, toUInt8(2)))) as minor_units,
         tidemark_text(c.amount) as amount_text,
-        toInt64OrNull(amount_text) as amount_or_null,
+        tidemark_integer() as amount_or_null,
         coalesce(nullIf(trimBoth(c.billing_details.email), ''), c.receipt_email, '') as email,
         tidemark_text(c.customer) as customer_id,
         tidemark_text(c.metadata.visitor_id) as visitor_id,
         c.refunds.data as data,
-        arrayMap(refund -> toInt64OrNull(ifNull(refund.amount, '')), data) as refund_amounts,
-        arrayMap(refund -> fromUnixTimestamp64Micro(toInt64OrZero(ifNull(refund.created, '')) * 1000000, 'UTC'), data) as refund_times
+        arrayMap(refund -> tidemark_integer(), data) as refund_amounts,
+        arrayMap(refund -> fromUnixTimestamp64Micro(ifNull(tidemark_integer(ifNull(refund.created, '')), 0) * 1000000, 'UTC'), data) as refund_times
     from parsed
 )
 
@@ -63,7 +63,7 @@ select
         not dictHas('reference.currencies_lookup', currency), 'bad_value:currency',
         amount_text = '', 'missing_field:amount',
         amount_or_null is null, 'bad_value:amount',
-        has(refund_amounts, null) or arrayExists(at -> at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC'), refund_times)
+        has(refund_amounts, null) or arrayExists(at -> at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or at >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), refund_times)
         or arrayExists(refund -> tidemark_text(refund.id) = '', data), 'bad_value:refunds',
         ''
     ) as reason

@@ -24,11 +24,11 @@ fields as (
         tidemark_text(r.AD_ID) as own_ad_id,
         upper(tidemark_text(r.CURRENCY)) as currency,
         tidemark_text(r.SPEND_IN_MICRO_DOLLAR) as spend_text,
-        toDecimal128OrNull(spend_text, 6) / 1000000 as spend_or_null,
+        tidemark_micros(spend_text) as spend_or_null,
         toUInt64OrNull(coalesce(r.IMPRESSION_1, '0')) as impressions_or_null,
         toUInt64OrNull(coalesce(r.CLICKTHROUGH_1, '0')) as clicks_or_null,
-        toDecimal128OrNull(coalesce(r.TOTAL_CHECKOUT, '0'), 9) as conversions_or_null,
-        toDecimal128OrNull(coalesce(r.TOTAL_CHECKOUT_VALUE_IN_MICRO_DOLLAR, '0'), 6) / 1000000 as value_or_null
+        tidemark_conversions(coalesce(r.TOTAL_CHECKOUT, '0')) as conversions_or_null,
+        tidemark_micros(coalesce(r.TOTAL_CHECKOUT_VALUE_IN_MICRO_DOLLAR, '0')) as value_or_null
     from parsed
 )
 

@@ -26,12 +26,13 @@ fields as (
         ifNull(o.test, false) as is_test,
         upper(tidemark_text(o.currency)) as currency,
         tidemark_text(o.total_price) as total_text,
-        toDecimal64OrNull(coalesce(o.total_price_set.shop_money.amount, o.total_price, ''), 4) as total_or_null,
-        toDecimal64OrNull(coalesce(o.total_discounts, '0'), 4) as discounts_or_null,
-        toDecimal64OrNull(coalesce(o.total_shipping_price_set.shop_money.amount, '0'), 4) as shipping_or_null,
-        toDecimal64OrNull(coalesce(o.total_tax, '0'), 4) as taxes_or_null,
-        arrayMap(item -> toDecimal64OrNull(ifNull(item.price, ''), 4), o.line_items) as prices,
-        arrayMap(item -> toInt64OrNull(ifNull(item.quantity, '')), o.line_items) as quantities,
+        tidemark_amount(coalesce(o.total_price_set.shop_money.amount, o.total_price, '')) as total_or_null,
+        tidemark_amount(coalesce(o.total_discounts, '0')) as discounts_or_null,
+        tidemark_amount(coalesce(o.total_shipping_price_set.shop_money.amount, '0')) as shipping_or_null,
+        tidemark_amount(coalesce(o.total_tax, '0')) as taxes_or_null,
+        arrayMap(item -> tidemark_amount(ifNull(item.price, '')), o.line_items) as prices,
+        arrayMap(item -> tidemark_integer(), o.line_items) as quantities,
+        arraySum(arrayMap((price, quantity) -> toDecimal128(ifNull(price, toDecimal64(0, 4)), 4) * ifNull(quantity, 0), prices, quantities)) as gross,
         coalesce(nullIf(trimBoth(o.email), ''), nullIf(trimBoth(o.contact_email), ''), o.customer.email, '') as email,
         tidemark_text(o.customer.id) as customer_id,
         tidemark_text(o.landing_site) as landing_site,
@@ -45,7 +46,7 @@ fields as (
                 coalesce(tidemark_time(refund.created_at), tidemark_time(refund.processed_at), toDateTime64(0, 6, 'UTC')),
                 upper(coalesce(arrayFirst(t -> t.kind = 'refund' and t.status = 'success', refund.transactions).currency, o.currency, '')),
                 arraySum(arrayMap(
-                    t -> if(t.kind = 'refund' and t.status = 'success', ifNull(toDecimal64OrNull(ifNull(t.amount, ''), 4), toDecimal64(0, 4)), toDecimal64(0, 4)),
+                    t -> if(t.kind = 'refund' and t.status = 'success', ifNull(tidemark_amount(ifNull(t.amount, '')), toDecimal64(0, 4)), toDecimal64(0, 4)),
                     refund.transactions
                 ))
             ),
@@ -57,7 +58,7 @@ fields as (
         ) as all_refunds,
         arrayExists(
             refund -> arrayExists(
-                t -> t.kind = 'refund' and t.status = 'success' and isNull(toDecimal64OrNull(ifNull(t.amount, ''), 4)),
+                t -> t.kind = 'refund' and t.status = 'success' and isNull(tidemark_amount(ifNull(t.amount, ''))),
                 refund.transactions
             ),
             o.refunds
@@ -88,11 +89,11 @@ select
     cancelled_at,
     currency,
     ifNull(total_or_null, 0) as total,
-    arraySum(arrayMap((price, quantity) -> ifNull(price, toDecimal64(0, 4)) * ifNull(quantity, 0), prices, quantities)) as gross_sales,
+    if(abs(gross) < 1000000000000, gross, toDecimal128(0, 4)) as gross_sales,
     ifNull(discounts_or_null, 0) as discounts,
     ifNull(shipping_or_null, 0) as shipping,
     ifNull(taxes_or_null, 0) as taxes,
-    toUInt32(arraySum(arrayMap(quantity -> greatest(ifNull(quantity, 0), 0), quantities))) as item_count,
+    toUInt32(least(arraySum(arrayMap(quantity -> greatest(ifNull(quantity, 0), 0), quantities)), 4294967295)) as item_count,
     tidemark_customer(email, 'shopify_orders', customer_id, pseudonym_key) as customer_key,
     tidemark_source(source_rule_id, utm_source, click_id_kind, referrer_host) as traffic_source,
     tidemark_medium(source_rule_id, utm_medium) as medium,
@@ -113,8 +114,8 @@ select
         discounts_or_null is null, 'bad_value:total_discounts',
         shipping_or_null is null, 'bad_value:total_shipping_price_set',
         taxes_or_null is null, 'bad_value:total_tax',
-        has(prices, null) or has(quantities, null), 'bad_value:line_items',
-        has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
+        has(prices, null) or has(quantities, null) or abs(gross) >= 1000000000000, 'bad_value:line_items',
+        has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or refund.2 >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
         ''
     ) as reason
 from classified

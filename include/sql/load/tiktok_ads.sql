@@ -24,11 +24,11 @@ fields as (
         tidemark_text(r.dimensions.ad_id) as own_ad_id,
         upper(tidemark_text(r.currency)) as currency,
         tidemark_text(r.metrics.spend) as spend_text,
-        toDecimal128OrNull(spend_text, 6) as spend_or_null,
+        tidemark_fine_amount(spend_text) as spend_or_null,
         toUInt64OrNull(coalesce(r.metrics.impressions, '0')) as impressions_or_null,
         toUInt64OrNull(coalesce(r.metrics.clicks, '0')) as clicks_or_null,
-        toDecimal128OrNull(coalesce(r.metrics.conversion, '0'), 9) as conversions_or_null,
-        toDecimal128OrNull(coalesce(r.metrics.total_purchase_value, '0'), 6) as value_or_null
+        tidemark_conversions(coalesce(r.metrics.conversion, '0')) as conversions_or_null,
+        tidemark_fine_amount(coalesce(r.metrics.total_purchase_value, '0')) as value_or_null
     from parsed
 )
 

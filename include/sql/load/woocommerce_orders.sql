@@ -26,17 +26,18 @@ fields as (
         tidemark_text(o.customer_id) as customer_id,
         upper(tidemark_text(o.currency)) as currency,
         tidemark_text(o.total) as total_text,
-        toDecimal64OrNull(total_text, 4) as total_or_null,
-        toDecimal64OrNull(coalesce(o.discount_total, '0'), 4) as discounts_or_null,
-        toDecimal64OrNull(coalesce(o.shipping_total, '0'), 4) as shipping_or_null,
-        toDecimal64OrNull(coalesce(o.total_tax, '0'), 4) as taxes_or_null,
+        tidemark_amount(total_text) as total_or_null,
+        tidemark_amount(coalesce(o.discount_total, '0')) as discounts_or_null,
+        tidemark_amount(coalesce(o.shipping_total, '0')) as shipping_or_null,
+        tidemark_amount(coalesce(o.total_tax, '0')) as taxes_or_null,
         -- Catalogue prices that include tax are what the customer was quoted.
         arrayMap(
-            item -> toDecimal64OrNull(ifNull(item.subtotal, ''), 4)
-            + if(ifNull(o.prices_include_tax, false), toDecimal64OrNull(ifNull(item.subtotal_tax, '0'), 4), toDecimal64OrNull('0', 4)),
+            item -> tidemark_amount(ifNull(item.subtotal, ''))
+            + if(ifNull(o.prices_include_tax, false), tidemark_amount(ifNull(item.subtotal_tax, '0')), tidemark_amount('0')),
             o.line_items
         ) as subtotals,
-        arrayMap(item -> toInt64OrNull(ifNull(item.quantity, '')), o.line_items) as quantities,
+        arrayMap(item -> tidemark_integer(), o.line_items) as quantities,
+        arraySum(arrayMap(subtotal -> toDecimal128(ifNull(subtotal, toDecimal64(0, 4)), 4), subtotals)) as gross,
         CAST((
             arrayMap(entry -> tidemark_text(entry.key), o.meta_data),
             arrayMap(entry -> tidemark_text(entry.value), o.meta_data)
@@ -50,7 +51,7 @@ fields as (
                 tidemark_text(refund.id),
                 coalesce(tidemark_time(refund.date_created_gmt), updated_at_or_null, toDateTime64(0, 6, 'UTC')),
                 currency,
-                abs(ifNull(toDecimal64OrNull(ifNull(refund.total, ''), 4), toDecimal64(0, 4)))
+                abs(ifNull(tidemark_amount(ifNull(refund.total, '')), toDecimal64(0, 4)))
             ),
             o.refunds
         ) as dated_refunds,
@@ -58,7 +59,7 @@ fields as (
             refund -> (refund.1, refund.2, toDate(toTimeZone(refund.2, {timezone:String})), refund.3, refund.4),
             dated_refunds
         ) as all_refunds,
-        arrayExists(refund -> isNull(toDecimal64OrNull(ifNull(refund.total, ''), 4)), o.refunds) as has_bad_refund
+        arrayExists(refund -> isNull(tidemark_amount(ifNull(refund.total, ''))), o.refunds) as has_bad_refund
     from parsed
 ),
 
@@ -94,11 +95,11 @@ select
     CAST(null, 'Nullable(DateTime64(6, \'UTC\'))') as cancelled_at,
     currency,
     ifNull(total_or_null, 0) as total,
-    arraySum(arrayMap(subtotal -> ifNull(subtotal, toDecimal64(0, 4)), subtotals)) as gross_sales,
+    if(abs(gross) < 1000000000000, gross, toDecimal128(0, 4)) as gross_sales,
     ifNull(discounts_or_null, 0) as discounts,
     ifNull(shipping_or_null, 0) as shipping,
     ifNull(taxes_or_null, 0) as taxes,
-    toUInt32(arraySum(arrayMap(quantity -> greatest(ifNull(quantity, 0), 0), quantities))) as item_count,
+    toUInt32(least(arraySum(arrayMap(quantity -> greatest(ifNull(quantity, 0), 0), quantities)), 4294967295)) as item_count,
     tidemark_customer(email, 'woocommerce_orders', customer_id, pseudonym_key) as customer_key,
     tidemark_source(source_rule_id, utm_source, click_id_kind, referrer_host) as traffic_source,
     tidemark_medium(source_rule_id, utm_medium) as medium,
@@ -124,8 +125,8 @@ select
         discounts_or_null is null, 'bad_value:discount_total',
         shipping_or_null is null, 'bad_value:shipping_total',
         taxes_or_null is null, 'bad_value:total_tax',
-        has(subtotals, null) or has(quantities, null), 'bad_value:line_items',
-        has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
+        has(subtotals, null) or has(quantities, null) or abs(gross) >= 1000000000000, 'bad_value:line_items',
+        has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or refund.2 >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
         ''
     ) as reason
 from classified
