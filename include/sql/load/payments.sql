@@ -25,12 +25,12 @@ fields as (
         upper(tidemark_text(c.currency)) as currency,
         toInt64(exp10(dictGetOrDefault('reference.currencies_lookup', 'exponent', currency, toUInt8(2)))) as minor_units,
         tidemark_text(c.amount) as amount_text,
-        tidemark_integer() as amount_or_null,
+        tidemark_integer(amount_text) as amount_or_null,
         coalesce(nullIf(trimBoth(c.billing_details.email), ''), c.receipt_email, '') as email,
         tidemark_text(c.customer) as customer_id,
         tidemark_text(c.metadata.visitor_id) as visitor_id,
         c.refunds.data as data,
-        arrayMap(refund -> tidemark_integer(), data) as refund_amounts,
+        arrayMap(refund -> tidemark_integer(ifNull(refund.amount, '')), data) as refund_amounts,
         arrayMap(refund -> fromUnixTimestamp64Micro(ifNull(tidemark_integer(ifNull(refund.created, '')), 0) * 1000000, 'UTC'), data) as refund_times
     from parsed
 )

@@ -31,7 +31,7 @@ fields as (
         tidemark_amount(coalesce(o.total_shipping_price_set.shop_money.amount, '0')) as shipping_or_null,
         tidemark_amount(coalesce(o.total_tax, '0')) as taxes_or_null,
         arrayMap(item -> tidemark_amount(ifNull(item.price, '')), o.line_items) as prices,
-        arrayMap(item -> tidemark_integer(), o.line_items) as quantities,
+        arrayMap(item -> tidemark_integer(ifNull(item.quantity, '')), o.line_items) as quantities,
         arraySum(arrayMap((price, quantity) -> toDecimal128(ifNull(price, toDecimal64(0, 4)), 4) * ifNull(quantity, 0), prices, quantities)) as gross,
         coalesce(nullIf(trimBoth(o.email), ''), nullIf(trimBoth(o.contact_email), ''), o.customer.email, '') as email,
         tidemark_text(o.customer.id) as customer_id,

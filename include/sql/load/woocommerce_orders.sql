@@ -36,7 +36,7 @@ fields as (
             + if(ifNull(o.prices_include_tax, false), tidemark_amount(ifNull(item.subtotal_tax, '0')), tidemark_amount('0')),
             o.line_items
         ) as subtotals,
-        arrayMap(item -> tidemark_integer(), o.line_items) as quantities,
+        arrayMap(item -> tidemark_integer(ifNull(item.quantity, '')), o.line_items) as quantities,
         arraySum(arrayMap(subtotal -> toDecimal128(ifNull(subtotal, toDecimal64(0, 4)), 4), subtotals)) as gross,
         CAST((
             arrayMap(entry -> tidemark_text(entry.key), o.meta_data),
