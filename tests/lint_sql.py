@@ -1,7 +1,7 @@
 """Lint the dbt project's SQL: `python tests/lint_sql.py`.
 
-sqlfluff's dbt templater compiles every model, and that asks an engine: it gets one of its own, built
-once, because some models read what the build before them left.
+sqlfluff's dbt templater compiles every model, and that asks an engine: it gets one of its own,
+built once, because some models read what the build before them left.
 """
 
 import subprocess
