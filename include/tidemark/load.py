@@ -159,6 +159,9 @@ def run(
     reports: list[FileReport] = []
     for batch in _batches(todo):
         reports += loader.load(batch, files, advance)
+    if reports:
+        # The user agents that the last batch held in memory go now, and not with the next load.
+        loader.sweep()
     return Report(as_of, tuple(reports), unchanged, tuple(notes))
 
 
@@ -357,7 +360,7 @@ class _Loader:
         source = batch[0].file.source
         class_name, data_class = self.policy.class_of(source)
         sql = _ClassSql(self.settings, class_name)
-        self._sweep()
+        self.sweep()
         failures = self._parse(batch, source, class_name, sql, advance)
         kept = [item for item in batch if item.load_id not in failures]
         reports = [
@@ -403,7 +406,8 @@ class _Loader:
             for item in kept
         ]
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Drop the work tables."""
         for row in self._rows("select name from system.tables where database = 'load'"):
             self._run(f"drop table if exists load.{_quoted(row['name'])}")
 
@@ -827,7 +831,7 @@ class _Loader:
             "select batch_id from control.load_batches where status = 'prepared' order by batch_id"
         ).fetchall():
             self._publish(row["batch_id"])
-        self._sweep()
+        self.sweep()
 
     def _publish(self, batch_id: int) -> None:
         row = self.connection.execute(
