@@ -106,6 +106,10 @@ create or replace function tidemark_hmac as (message, key) ->
 create or replace function tidemark_pseudonym as (kind, value, key) ->
     if(value = '', '', substring(tidemark_hmac(concat(kind, '\0', value), key), 1, 32));
 
+-- An identifier that somebody made of an e-mail address; others must stay as they are to match.
+create or replace function tidemark_id as (kind, value, key) ->
+    if(match(value, '^[^{\[].*(?:@|%40)'), tidemark_pseudonym(kind, value, key), value);
+
 create or replace function tidemark_text as (value) -> ifNull(value, '');
 
 create or replace function tidemark_time as (value) -> parseDateTime64BestEffortOrNull(ifNull(value, ''), 6, 'UTC');

@@ -53,7 +53,7 @@ select
     arrayMap(minor -> toDecimal64(ifNull(minor, 0), 4) / minor_units, refund_amounts) as `refunds.amount`,
     arrayMap(refund -> tidemark_text(refund.status), data) as `refunds.status`,
     tidemark_customer(email, 'payments', customer_id, pseudonym_key) as customer_key,
-    if(position(visitor_id, '@') > 0, tidemark_pseudonym('anonymous_id', visitor_id, pseudonym_key), visitor_id) as visitor_id,
+    tidemark_id('anonymous_id', visitor_id, pseudonym_key) as visitor_id,
     multiIf(
         payment_id = '', tidemark_unreadable(line, 'id'),
         tidemark_is_container(line, payment_id, 'id'), 'bad_value:id',

@@ -81,7 +81,7 @@ select
     load_id,
     line_number,
     happened_at,
-    order_id,
+    tidemark_id('order_id', order_id, pseudonym_key) as order_id,
     ifNull(happened_at, toDateTime64(0, 6, 'UTC')) as created_at,
     coalesce(updated_at_or_null, happened_at, toDateTime64(0, 6, 'UTC')) as updated_at,
     status,
