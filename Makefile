@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
-# uv copies where its cache lies on another disk; that is no reason to warn.
+# uv copies where its cache lies on another disk; that is no reason to warn. It trusts whom the
+# system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
+export UV_SYSTEM_CERTS ?= 1
 .PHONY: help demo test up down lint docs bench lock
 PYTHON ?= python3.11
 UV := .uv/bin/uv
