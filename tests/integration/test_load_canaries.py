@@ -66,9 +66,9 @@ def _lines() -> dict[str, list[Line]]:
     pixel = changed(
         fixture("pixel")[1],
         event_name=f"saw {MAIL}", user_id=MAIL, email=MAIL, ip=CANARIES["ip"], user_agent=AGENT,
+        anonymous_id=MAIL, session_id=MAIL, url=URL, referrer=URL,
         viewport=PHONE, language=MAIL, timezone=MAIL, name=PERSON["name"], note=CANARIES["note"],
         properties={**TELLING, "order_id": "5"},
-        properties={**TELLING, "order_id": "5"}, name=PERSON["name"], note=CANARIES["note"],
     )  # fmt: skip
     order = changed(
         fixture("shopify_orders")[0],
