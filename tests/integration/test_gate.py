@@ -377,7 +377,9 @@ def test_build_ends_with_the_verdict(built: Warehouse) -> None:
         failed = built.run(*arguments, "--json", check=False)
         assert failed.code == 1
         assert "pixel_events, workspace shop, 2026-11-19: ledger 5 rows" in failed.stderr
-        assert str(built.settings.expectations) in failed.json["error"]
+        assert str(built.settings.expectations) in failed.stderr
+        assert failed.json["gate"]["success"] is False
+        assert failed.json["gate"]["failures"]
     passed = built.run(*arguments)
     assert passed.code == 0
     [*_, last] = passed.stdout.splitlines()
