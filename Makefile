@@ -17,10 +17,10 @@ demo: .venv/.installed  ## install, load 14 months of three workspaces, build, t
 test: .venv/.installed  ## install if needed and run every test
 	.venv/bin/pytest
 
-up: .venv/.installed  ## start the engines
+up: .venv/.installed  ## start the engines and Airflow
 	.venv/bin/tidemark up
 
-down: .venv/.installed  ## stop the engines
+down: .venv/.installed  ## stop Airflow and the engines
 	.venv/bin/tidemark down
 
 lint: .venv/.installed  ## check style, types and SQL

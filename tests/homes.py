@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tidemark import cli, engines
+from tidemark import airflow_engine, cli, engines
 from tidemark.config import Settings
 
 
@@ -82,11 +82,12 @@ def free_ports(count: int) -> list[int]:
 
 def kill_engines(settings: Settings) -> None:
     """Kill whatever still works in this home; for the end of a test that went wrong."""
-    for status in engines.status(settings):
+    for status in airflow_engine.status(settings) + engines.status(settings):
         if status.pid is not None:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(status.pid)
-                process.send_signal(signal.SIGKILL)
+                for victim in (*process.children(recursive=True), process):
+                    victim.send_signal(signal.SIGKILL)
                 process.wait(10)
 
 
@@ -105,6 +106,7 @@ def new_home() -> Iterator[Warehouse]:
     warehouse = Warehouse(Settings.from_env(env), env)
     try:
         yield warehouse
+        airflow_engine.down(warehouse.settings)
         engines.down(warehouse.settings)
     finally:
         kill_engines(warehouse.settings)

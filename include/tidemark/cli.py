@@ -72,38 +72,53 @@ def as_of_date(value: datetime | None) -> date:
 
 @app.command()
 def up(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> None:
-    """Start the engines, wait until they answer, and bring their schemas up to date."""
-    from tidemark import engines
+    """Start the engines and Airflow, wait until they answer, and bring their schemas up to date."""
+    from tidemark import airflow_engine, engines
 
-    del no_airflow
-    states = engines.up(Settings.from_env(), note=note)
-    emit([state.as_dict() for state in states], lambda: _print_states(states), as_json=as_json)
+    settings = Settings.from_env()
+    states = engines.up(settings, note=note)
+    if not no_airflow:
+        states += airflow_engine.up(settings, note=note)
+
+    def human() -> None:
+        _print_states(states)
+        if not no_airflow and settings.profile == "laptop":
+            user, _ = airflow_engine.credentials(settings)
+            print(
+                f"http://127.0.0.1:{settings.airflow_port}: sign in as {user};"
+                " `tidemark env` prints the password"
+            )
+
+    emit([state.as_dict() for state in states], human, as_json=as_json)
 
 
 @app.command()
 def down(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> None:
-    """Stop the engines and wait until they are gone."""
-    from tidemark import engines
+    """Stop Airflow and the engines and wait until they are gone."""
+    from tidemark import airflow_engine, engines
 
-    del no_airflow
-    states = engines.down(Settings.from_env(), note=note)
+    settings = Settings.from_env()
+    stopped = [] if no_airflow else airflow_engine.down(settings, note=note)
+    states = engines.down(settings, note=note) + stopped
     emit([state.as_dict() for state in states], lambda: _print_states(states), as_json=as_json)
 
 
 @app.command()
 def status(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> None:
     """Show which engines run and answer."""
-    from tidemark import engines
+    from tidemark import airflow_engine, engines
 
-    del no_airflow
-    states = engines.status(Settings.from_env())
+    settings = Settings.from_env()
+    states = engines.status(settings)
+    if not no_airflow:
+        states += airflow_engine.status(settings)
     emit([state.as_dict() for state in states], lambda: _print_states(states), as_json=as_json)
 
 
 @app.command()
 def env(as_json: JsonOption = False) -> None:
     """Print shell exports for other clients, passwords included: eval "$(tidemark env)"."""
-    from tidemark import clickhouse, postgres
+    from tidemark import airflow_engine, clickhouse, postgres
 
     settings = Settings.from_env()
     exports = {
@@ -112,6 +127,11 @@ def env(as_json: JsonOption = False) -> None:
         "TIDEMARK_POSTGRES_URL": postgres.url(settings, "tidemark"),
         "TIDEMARK_POSTGRES_ANALYST_URL": postgres.url(settings, "analyst"),
     }
+    if settings.profile == "laptop":
+        user, password = airflow_engine.credentials(settings)
+        exports |= {"TIDEMARK_AIRFLOW_USER": user, "TIDEMARK_AIRFLOW_PASSWORD": password}
+        # With these `airflow` works in this home, for its backfills.
+        exports |= airflow_engine.environment(settings)
 
     def human() -> None:
         for name, value in exports.items():

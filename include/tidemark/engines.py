@@ -250,7 +250,7 @@ class _ClickHouseEngine:
         )
 
     def _process(self) -> psutil.Process | None:
-        return processes.recorded(self._record, str(self._config))
+        return processes.recorded(self._record, self._settings.clickhouse)
 
     def _recorded_port(self) -> int | None:
         return processes.recorded_port(self._record)

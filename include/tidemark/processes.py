@@ -145,19 +145,21 @@ def _last_line(log: Path) -> str:
     return lines[-1].strip() if lines else "it said nothing"
 
 
-def terminate(process: psutil.Process, how: signal.Signals, name: str) -> None:
+def terminate(
+    process: psutil.Process, how: signal.Signals, name: str, *, seconds: float = _STOP_SECONDS
+) -> None:
     """Send the signal and wait until the process is gone.
 
     Raises:
-        TidemarkError: it is still there after a minute.
+        TidemarkError: it is still there after so many seconds.
     """
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(how)
-    deadline = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + seconds
     while alive(process):
         if time.monotonic() > deadline:
             raise TidemarkError(
-                f"{name} (process {process.pid}) did not stop within {_STOP_SECONDS:.0f} s"
+                f"{name} (process {process.pid}) did not stop within {seconds:.0f} s"
             )
         time.sleep(0.02)
     # Where the caller itself started it, the dead process stays listed until it is waited for.
@@ -182,11 +184,12 @@ def record(path: Path, process: psutil.Process, port: int) -> None:
     write_private(path, {"pid": process.pid, "started": process.create_time(), "port": port})
 
 
-def recorded(path: Path, argument: str) -> psutil.Process | None:
+def recorded(path: Path, cwd: Path) -> psutil.Process | None:
     """The process noted there, if it still runs.
 
     Args:
-        argument: one of its command line, so that no recycled pid is taken for it.
+        cwd: the folder it works in, so that no recycled pid is taken for it. Its command line would
+            not do: Airflow's processes change theirs.
     """
     noted = _read(path)
     try:
@@ -194,8 +197,8 @@ def recorded(path: Path, argument: str) -> psutil.Process | None:
         # Pids are recycled; the clock behind start times may be set by a second or so.
         if abs(process.create_time() - float(noted["started"])) > 2.0:
             return None
-        return process if alive(process) and argument in process.cmdline() else None
-    except (KeyError, ValueError, psutil.Error):
+        return process if alive(process) and Path(process.cwd()).samefile(cwd) else None
+    except (KeyError, ValueError, OSError, psutil.Error):
         return None
 
 

@@ -37,6 +37,15 @@ def ensure_secrets(folder: Path) -> None:
     _create(folder / MASTER_KEY, secrets.token_bytes(32))
 
 
+def ensure_secret(folder: Path, name: str, content: bytes) -> bool:
+    """Create one more secret, unless it exists; whether it is new.
+
+    Raises:
+        TidemarkError: it is open to other accounts.
+    """
+    return _create(folder / name, content)
+
+
 def read_password(folder: Path, name: str) -> str:
     """Read one generated password.
 
@@ -72,10 +81,10 @@ def _check_closed(path: Path) -> None:
         raise TidemarkError(f"{path} is open to other accounts ({mode:04o}): chmod go= {path}")
 
 
-def _create(path: Path, content: bytes) -> None:
+def _create(path: Path, content: bytes) -> bool:
     if path.exists():
         _check_closed(path)
-        return
+        return False
     # A link appears whole or not at all, and never over a secret that another process just made.
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -88,5 +97,7 @@ def _create(path: Path, content: bytes) -> None:
             os.link(draft, path)
         except FileExistsError:
             _check_closed(path)
+            return False
     finally:
         draft.unlink()
+    return True

@@ -62,7 +62,7 @@ def test_before_up_the_message_says_so(empty_home: Warehouse) -> None:
         assert outcome.code == 1
         assert "tidemark up" in outcome.stderr
     status = empty_home.run("status", "--json").json
-    assert [state["running"] for state in status] == [False, False]
+    assert [state["running"] for state in status] == [False] * 5
     assert list(empty_home.settings.home.iterdir()) == []
 
 
