@@ -163,7 +163,7 @@ class Tenant:
             )
         }
         in_raw: dict[tuple[str, str, str], tuple[int, int, Decimal]] = {}
-        for name in policy.read(settings).classes:
+        for name in policy.read(settings).loaded:
             sql = loading._ClassSql(settings, name)
             for measure, effects in sql.effects.items():
                 for table in sql.targets:

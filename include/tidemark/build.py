@@ -127,13 +127,11 @@ def publish_windows(settings: Settings, connection: Connection, ladder: policy.P
             "workspace_id": workspace["workspace_id"],
             # The marts know classes by their tables: refunds apart from orders.
             "class": table.removeprefix("raw."),
-            "window_months": min(
-                data_class.window, own.months if own is not None else data_class.window
-            ),
+            "window_months": min(window.months for window in (data_class.window, own) if window),
             "is_override": own is not None,
         }
         for workspace in connection.execute("select workspace_id from app.workspaces")
-        for name, data_class in ladder.classes.items()
+        for name, data_class in ladder.loaded.items()
         if data_class.window is not None
         for own in [overrides.get((workspace["workspace_id"], name))]
         for table in data_class.tables

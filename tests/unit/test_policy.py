@@ -44,7 +44,7 @@ def test_every_source_and_class_has_its_sql() -> None:
     ladder = policy.read(SETTINGS)
     load = SETTINGS.sql / "load"
     assert {path.stem for path in load.glob("*.sql")} == set(ladder.sources)
-    assert {path.stem for path in (load / "classes").glob("*.sql")} == set(ladder.classes)
+    assert {path.stem for path in (load / "classes").glob("*.sql")} == set(ladder.loaded)
     groups = {ladder.measure_group(m) for c in ladder.classes.values() for m in c.measures}
     assert groups == {"pixel", "orders", "refunds", "payments", "spend", "email", "fx"}
 
@@ -54,8 +54,8 @@ def test_every_source_and_class_has_its_sql() -> None:
     [
         ("version: 1", "version: 2", "version"),
         ("  pixel: {class: pixel_events}", "  pixel: {class: pixels}", "pixels"),
-        ("    window: 13", "    window: -1", "classes.pixel_events.window"),
-        ("    window: 13", "    windw: 13", "windw"),
+        ("    window: 13 months", "    window: 13", "classes.pixel_events.window"),
+        ("    window: 13 months", "    windw: 13 months", "windw"),
         ("override_plans: [enterprise", "override_plans: [gold", "gold"),
         ("version: 1", "version: [", "cannot be read"),
     ],

@@ -1,7 +1,7 @@
 -- What Tidemark itself decides with: policy, keys, ledgers. Times that decide something come in
 -- as values; defaults of now() are bookkeeping only.
 create table if not exists control.policy (
-    version integer primary key,
+    version integer not null,
     sha256 text not null unique,
     document jsonb not null,
     loaded_at timestamptz not null
@@ -24,7 +24,8 @@ create table if not exists control.holds (
     hold_id bigint generated always as identity primary key,
     workspace_id text not null,
     class text,
-    subject_hash text,
+    -- Of one person: every keyed hash that may stand for them; empty for the whole workspace.
+    subject_hashes text[] not null default '{}',
     reason text not null,
     added_at timestamptz not null,
     released_at timestamptz
