@@ -134,6 +134,11 @@ class Settings:
         return self.home / "run"
 
     @property
+    def ledger(self) -> Path:
+        """The ledger's copied heads and public key, outside the database."""
+        return self.home / "ledger"
+
+    @property
     def expectations(self) -> Path:
         """Validation results and Data Docs."""
         return self.home / "expectations"

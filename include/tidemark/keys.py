@@ -14,7 +14,7 @@ from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
 from tidemark.postgres import Connection
 
-Purpose = Literal["pseudonym", "erasure", "ledger"]
+Purpose = Literal["pseudonym", "erasure", "ledger", "signature"]
 
 LEDGER_WORKSPACE = "_"
 _NONCE_BYTES = 12

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import re
 
 from tidemark import clickhouse, reference
 from tidemark.config import Settings
@@ -10,6 +11,27 @@ from tidemark.config import Settings
 _BLOCK_BYTES = 64
 # Enough for a file of any honest site; a request stays at a few MB.
 _USER_AGENTS_AT_ONCE = 20_000
+
+# As tidemark_redact_text of include/sql/clickhouse/030_functions.sql, which judges what is loaded.
+_IDENTIFIER = re.compile(
+    r"""[^\s"<>(),;:=&?/@\\]+(?:@|%40)[^\s"'<>(),;:=&?/@\\]+\.[^\s"'<>(),;:=&?/@\\.]{2,}"""
+    r"|(?:\+|\b00)\(?[0-9][0-9 ().\-]{5,}[0-9]"
+    r"|\([0-9]{2,5}\) ?[0-9]{2,4}[ .\-]?[0-9]{3,4}"
+    r"|\b[0-9]{2,5}[ .\-][0-9]{3,4}[ .\-][0-9]{3,4}(?:[ .\-][0-9]{2,4})*\b"
+    r"|\b0[0-9](?:[ .\-][0-9]{2}){4}\b"
+    r"|\b0[0-9]{2,5}[ .\-][0-9]{5,8}\b"
+    r"|\b0[0-9]{9,10}\b"
+    r"|\b1?[2-9][0-9]{2}[2-9][0-9]{6}\b"
+    r"|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b",
+    re.ASCII,
+)
+# Figures are no telephone numbers, though ten of their digits may look like one.
+_FIGURE = re.compile(r"-?[0-9]+\.[0-9]+", re.ASCII)
+
+
+def holds_identifier(text: str) -> bool:
+    """Whether a text holds what looks like an e-mail address, phone number or IP address."""
+    return not _FIGURE.fullmatch(text) and _IDENTIFIER.search(text) is not None
 
 
 def keyed_hash(key: bytes, message: bytes) -> str:
