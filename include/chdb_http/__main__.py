@@ -16,6 +16,7 @@ import uvicorn
 
 from chdb_http.config import Config, ConfigError, load_config
 from chdb_http.engine import Engine, StartError, remove_leftovers
+from chdb_http.protocol import HeaderProtocol
 from chdb_http.server import App
 
 
@@ -54,7 +55,7 @@ async def _run(config: Config, engine: Engine, listener: socket.socket) -> None:
             lifespan="off",
             server_header=False,
             date_header=False,
-            http="httptools",
+            http=HeaderProtocol,
             ws="none",
             timeout_keep_alive=30,
             timeout_graceful_shutdown=None,

@@ -6,8 +6,10 @@ import struct
 import zlib
 from typing import Any, Protocol
 
+import lz4.block  # type: ignore[import-untyped]
 import lz4.frame  # type: ignore[import-untyped]
 import zstandard
+from clickhouse_cityhash.cityhash import CityHash128  # type: ignore[import-untyped]
 
 from chdb_http.errors import ClickHouseError
 
@@ -113,8 +115,85 @@ class FrameDecoder:
             raise _corrupt(f"{self._name}: the body ends in the middle of the stream")
 
 
-def decoder(encoding: str) -> Decoder:
-    """The decoder for a Content-Encoding. Raises ClickHouseError for an unknown one."""
+# A block of ClickHouse's own compressed format: a checksum of what follows, the method, the block's
+# size with these nine bytes, its size unpacked.
+_BLOCK = struct.Struct("<BII")
+_CHECKSUM = 16
+_MAX_BLOCK = 128 << 20
+_BLOCK_PLAIN, _BLOCK_LZ4, _BLOCK_ZSTD = 0x02, 0x82, 0x90
+
+
+def _checksum(block: bytes) -> bytes:
+    number = CityHash128(block)
+    return struct.pack("<QQ", number >> 64, number & 0xFFFFFFFFFFFFFFFF)
+
+
+class BlockDecoder:
+    """ClickHouse's own compressed blocks (``decompress=1``), inside another encoding if any."""
+
+    def __init__(self, source: Decoder) -> None:
+        self._source = source
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        self._buffer += self._source.feed(data)
+        out = []
+        at = 0
+        while len(self._buffer) - at >= _CHECKSUM + _BLOCK.size:
+            method, size, unpacked = _BLOCK.unpack_from(self._buffer, at + _CHECKSUM)
+            if max(size, unpacked) > _MAX_BLOCK or size < _BLOCK.size:
+                raise ClickHouseError(
+                    39,
+                    "TOO_LARGE_SIZE_COMPRESSED",
+                    f"A compressed block of {size} bytes, {unpacked} unpacked: at most"
+                    f" {_MAX_BLOCK} are allowed. Most likely corrupted data",
+                )
+            end = at + _CHECKSUM + size
+            if len(self._buffer) < end:
+                break
+            block = bytes(self._buffer[at + _CHECKSUM : end])
+            if _checksum(block) != self._buffer[at : at + _CHECKSUM]:
+                raise ClickHouseError(
+                    40, "CHECKSUM_DOESNT_MATCH", "Checksum doesn't match: corrupted data"
+                )
+            out.append(self._unpack(method, block[_BLOCK.size :], unpacked))
+            at = end
+        del self._buffer[:at]
+        return b"".join(out)
+
+    def _unpack(self, method: int, data: bytes, size: int) -> bytes:
+        try:
+            if method == _BLOCK_LZ4:
+                unpacked = lz4.block.decompress(data, uncompressed_size=size)
+            elif method == _BLOCK_ZSTD:
+                unpacked = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+            elif method == _BLOCK_PLAIN:
+                unpacked = data
+            else:
+                raise ClickHouseError(
+                    432, "UNKNOWN_CODEC", f"Unknown codec of a compressed block: 0x{method:02x}"
+                )
+        except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
+            raise ClickHouseError(271, "CANNOT_DECOMPRESS", f"Cannot decompress: {error}") from None
+        if len(unpacked) != size:
+            raise ClickHouseError(271, "CANNOT_DECOMPRESS", "Cannot decompress: a wrong size")
+        return bytes(unpacked)
+
+    def finish(self) -> None:
+        self._source.finish()
+        if self._buffer:
+            raise ClickHouseError(
+                33, "CANNOT_READ_ALL_DATA", "The body ends in the middle of a compressed block"
+            )
+
+
+def decoder(encoding: str, blocks: bool = False) -> Decoder:
+    """The decoder for a Content-Encoding, with ClickHouse's compressed blocks inside or not.
+
+    Raises ClickHouseError for an unknown encoding.
+    """
+    if blocks:
+        return BlockDecoder(decoder(encoding))
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return PlainDecoder()
@@ -125,7 +204,7 @@ def decoder(encoding: str) -> Decoder:
     if name in ("zstd", "lz4") or (name == "br" and brotli is not None):
         return FrameDecoder(name)
     raise ClickHouseError(
-        417, "UNKNOWN_COMPRESSION_METHOD", f"Unknown Content-Encoding: {encoding}"
+        48, "NOT_IMPLEMENTED", f"Unknown compression method '{encoding}' in Content-Encoding"
     )
 
 
@@ -268,18 +347,18 @@ class ZstdFeed:
         return b"\0" * 32
 
 
-def feed_for(encoding: str) -> Feed:
-    """The feed for a Content-Encoding. Raises ClickHouseError for an unknown one."""
-    name = encoding.strip().lower()
+def feed_for(encoding: str, blocks: bool = False) -> Feed:
+    """The feed for a body, told as for ``decoder``. Raises ClickHouseError likewise."""
+    name = "" if blocks else encoding.strip().lower()
     if name in ("gzip", "x-gzip"):
         return GzipFeed()
     if name == "zstd":
         return ZstdFeed()
-    return StoredFeed(decoder(name))
+    return StoredFeed(decoder(encoding, blocks))
 
 
 class Encoder(Protocol):
-    """Turns an answer's bytes into what its Content-Encoding says."""
+    """Turns an answer's bytes into what its Content-Encoding, the name, says."""
 
     name: str
 
@@ -349,6 +428,31 @@ class BrotliEncoder:
 
     def finish(self) -> bytes:
         return bytes(self._stream.finish())
+
+
+class BlockEncoder:
+    """ClickHouse's own compressed blocks, LZ4 as the server's (``compress=1``)."""
+
+    name = ""
+    _SIZE = 1 << 20
+
+    def __init__(self, outer: Encoder | None) -> None:
+        self._outer = outer
+        if outer:
+            self.name = outer.name
+
+    def feed(self, data: bytes) -> bytes:
+        out: list[bytes] = []
+        for at in range(0, len(data), self._SIZE):
+            piece = data[at : at + self._SIZE]
+            packed = lz4.block.compress(piece, store_size=False)
+            block = _BLOCK.pack(_BLOCK_LZ4, _BLOCK.size + len(packed), len(piece)) + packed
+            out += (_checksum(block), block)
+        joined = b"".join(out)
+        return self._outer.feed(joined) if self._outer else joined
+
+    def finish(self) -> bytes:
+        return self._outer.finish() if self._outer else b""
 
 
 def encoder(accept: str, level: int) -> Encoder | None:

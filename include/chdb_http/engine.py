@@ -6,7 +6,7 @@ import fcntl
 import importlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as url_quote
@@ -86,6 +86,10 @@ class Connection:
             return self._raw.query(sql, output_format, params=dict(params or {}))
         except RuntimeError as error:
             raise EngineError(str(error)) from None
+
+    def watch(self, progress: Callable[[Mapping[str, int]], None] | None) -> None:
+        """Call this with the figures so far while a statement runs, from any thread."""
+        self._raw.set_progress_callback(progress)
 
     def text(self, sql: str, params: Mapping[str, str] | None = None) -> str:
         """A statement's result as tab separated text. Raises EngineError."""

@@ -12,23 +12,34 @@ import logging
 import re
 import secrets
 import socket
+import string
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import IO, Any
 from urllib.parse import parse_qsl
 
 from chdb_http import guard
-from chdb_http.codec import Encoder, Feed, PlainDecoder, StoredFeed, decoder, encoder, feed_for
+from chdb_http.codec import (
+    BlockEncoder,
+    Encoder,
+    Feed,
+    PlainDecoder,
+    StoredFeed,
+    decoder,
+    encoder,
+    feed_for,
+)
 from chdb_http.config import Config, User
 from chdb_http.engine import Connection, Engine
 from chdb_http.errors import ClickHouseError, EngineError
 from chdb_http.multipart import External, read_form
 from chdb_http.pipe import Pipe
+from chdb_http.protocol import EARLY_HEADER
 from chdb_http.session import Session, Sessions
 from chdb_http.sql import Insert, Statement, find_insert, names, quote, read_statement, tokens
 
@@ -96,6 +107,11 @@ class Request:
     def flag(self, name: str) -> bool:
         """A parameter that means yes."""
         return self.params.get(name, "0").lower() not in ("0", "", "false")
+
+    def number(self, name: str, default: int) -> int:
+        """A parameter that is a whole number."""
+        text = self.params.get(name, "")
+        return int(text) if text.isascii() and text.isdigit() else default
 
     @property
     def settings(self) -> dict[str, str]:
@@ -186,26 +202,35 @@ class Body:
 class Answer:
     """The response: holds back what it can, then streams."""
 
-    def __init__(self, app: App, request: Request, send: Send) -> None:
+    def __init__(
+        self, app: App, request: Request, send: Send, early: Callable[[bytes], None] | None
+    ) -> None:
         self._app = app
         self._request = request
         self._send = send
-        self._held: list[bytes] = []
+        self._held: IO[bytes] | None = None
         self.size = 0
         self.started = False
         self.format = "TabSeparated"
-        self._tag = secrets.token_hex(8)
+        self._tag = "".join(secrets.choice(string.ascii_lowercase) for _ in range(16))
         self._encoder: Encoder | None = None
         if request.flag("enable_http_compression"):
-            level = request.params.get("http_zlib_compression_level", "3")
             self._encoder = encoder(
-                request.headers.get("accept-encoding", ""), int(level) if level.isdigit() else 3
+                request.headers.get("accept-encoding", ""),
+                request.number("http_zlib_compression_level", 3),
             )
+        if request.flag("compress"):
+            self._encoder = BlockEncoder(self._encoder)
         self.patient = request.flag("wait_end_of_query")
+        self._figures: Mapping[str, int] = {}
+        self._early = early if request.flag("send_progress_in_http_headers") else None
+        self._interval = request.number("http_headers_progress_interval_ms", 100) / 1000
+        self._progressed = request.started
+        self._begun = False
 
-    def _headers(self, summary: dict[str, str]) -> list[tuple[str, str]]:
+    def _headers(self, figures: Mapping[str, int]) -> list[tuple[str, str]]:
         return [
-            ("X-ClickHouse-Summary", json.dumps(summary, separators=(",", ":"))),
+            ("X-ClickHouse-Summary", _summary(figures, self._request.started)),
             ("X-ClickHouse-Query-Id", self._request.query_id),
             ("X-ClickHouse-Server-Display-Name", self._app.display_name),
             ("X-ClickHouse-Timezone", self._app.engine.timezone),
@@ -224,52 +249,90 @@ class Answer:
             }
         )
 
-    async def _begin(self, summary: dict[str, str]) -> None:
+    async def _begin(self, figures: Mapping[str, int], *more: tuple[str, str]) -> None:
         kind = _CONTENT_TYPES.get(self.format, "text/plain; charset=UTF-8")
         headers = [
-            *self._headers(summary),
+            *self._headers(figures),
             ("Content-Type", kind),
             ("X-ClickHouse-Format", self.format),
             ("X-ClickHouse-Exception-Tag", self._tag),
+            *more,
         ]
-        if self._encoder:
+        if self._encoder and self._encoder.name:
             headers.append(("Content-Encoding", self._encoder.name))
         await self._start(200, headers)
 
-    async def _encode(self, data: bytes) -> bytes:
-        if self._encoder is None:
-            return data
+    async def _help(self, work: Callable[[bytes], Any], data: bytes) -> Any:
+        """Work on bytes: in another thread when they are many."""
         if len(data) < 16384:
-            return self._encoder.feed(data)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._app.helpers, self._encoder.feed, data)
+            return work(data)
+        return await asyncio.get_running_loop().run_in_executor(self._app.helpers, work, data)
+
+    async def _body(self, data: bytes) -> None:
+        """Send a piece of the result."""
+        out = await self._help(self._encoder.feed, data) if self._encoder else data
+        if out:
+            await self._send({"type": "http.response.body", "body": out, "more_body": True})
+
+    async def _release(self) -> None:
+        """Send what is held."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            with held:
+                held.seek(0)
+                loop = asyncio.get_running_loop()
+                while self.size > ANSWER_BUFFER:
+                    data = await loop.run_in_executor(self._app.helpers, held.read, ANSWER_BUFFER)
+                    if not data:
+                        return
+                    await self._body(data)
+                await self._body(held.read())
+
+    def progress(self, figures: Mapping[str, int]) -> None:
+        """How far the statement is, for a header of its own and for the summary."""
+        if self.started:
+            return
+        self._figures = figures
+        now = time.monotonic()
+        if self._early is not None and now - self._progressed >= self._interval:
+            self._progressed = now
+            self._begun = True
+            text = _summary({n: v for n, v in figures.items() if v}, self._request.started)
+            self._early(b"X-ClickHouse-Progress: " + text.encode())
 
     async def add(self, data: bytes) -> None:
-        """More of the result."""
+        """More of the result. Raises ClickHouseError if there is no room to hold it."""
         self.size += len(data)
         if self.started:
-            if out := await self._encode(data):
-                await self._send({"type": "http.response.body", "body": out, "more_body": True})
+            await self._body(data)
             return
-        self._held.append(data)
+        if self._held is None:
+            limit = ANSWER_BUFFER if self.patient else 0
+            # Closed when it is sent or discarded.
+            self._held = tempfile.SpooledTemporaryFile(  # noqa: SIM115
+                limit, dir=str(self._app.config.tmp)
+            )
+        try:
+            await self._help(self._held.write, data)
+        except OSError as error:
+            raise ClickHouseError(
+                243, "NOT_ENOUGH_SPACE", f"Cannot hold the answer back: {error.strerror}"
+            ) from error
         if self.size >= ANSWER_BUFFER and not self.patient:
             await self.flush()
 
     async def flush(self) -> None:
         """Start sending what is held."""
         if not self.started:
-            await self._begin(_summary(None, self._request.started))
-            held, self._held = b"".join(self._held), []
-            if out := await self._encode(held):
-                await self._send({"type": "http.response.body", "body": out, "more_body": True})
+            await self._begin({**_NO_FIGURES, **self._figures})
+            await self._release()
 
-    async def finish(self, result: Any) -> None:
+    async def finish(self, figures: Mapping[str, int]) -> None:
         """The statement has ended well."""
         if not self.started:
-            await self._begin(_summary(result, self._request.started))
-        out = await self._encode(b"".join(self._held)) if self._held else b""
-        if self._encoder:
-            out += self._encoder.finish()
+            await self._begin(figures)
+        await self._release()
+        out = self._encoder.finish() if self._encoder else b""
         await self._send({"type": "http.response.body", "body": out, "more_body": False})
 
     async def fail(self, error: ClickHouseError) -> None:
@@ -278,59 +341,96 @@ class Answer:
         Raises Disconnected after the latter, so that the connection closes without the answer's
         regular end, as the server does.
         """
+        self.discard()
         text = error.text
         if "(version " not in text:
             text += f" (version {self._app.engine.version} (chDB))"
-        if not self.started:
-            body = (text + "\n").encode()
+        message = (text + "\n").encode()
+        figures = {**_NO_FIGURES, **self._figures}
+        code = ("X-ClickHouse-Exception-Code", str(error.code))
+        if not self.started and not self._begun:
+            # Clients with compress=1 read every error in blocks, but for those of their password.
+            blocks = isinstance(self._encoder, BlockEncoder) and error.status not in (401, 403)
+            body = BlockEncoder(None).feed(message) if blocks else message
             await self._start(
                 error.status,
                 [
-                    *self._headers(_summary(None, self._request.started)),
+                    *self._headers(figures),
                     ("Content-Type", "text/plain; charset=UTF-8"),
-                    ("X-ClickHouse-Exception-Code", str(error.code)),
+                    code,
                     ("Content-Length", str(len(body))),
                 ],
             )
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
             return
-        message = (text + "\n").encode()
+        if not self.started:
+            await self._begin(figures, code, ("Connection", "close"))
         block = b"\r\n__exception__\r\n%s\r\n%s%d %s\r\n__exception__\r\n" % (
             self._tag.encode(),
             message,
             len(message),
             self._tag.encode(),
         )
-        out = await self._encode(block)
-        if self._encoder:
-            out += self._encoder.finish()
         with contextlib.suppress(Exception):
-            await self._send({"type": "http.response.body", "body": out, "more_body": True})
+            await self._body(block)
+            if self._encoder and (out := self._encoder.finish()):
+                await self._send({"type": "http.response.body", "body": out, "more_body": True})
         raise Disconnected
 
+    def discard(self) -> None:
+        """Forget what is held."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
-def _summary(result: Any, started: float) -> dict[str, str]:
-    figures = {
-        "read_rows": 0,
-        "read_bytes": 0,
-        "written_rows": 0,
-        "written_bytes": 0,
-        "total_rows_to_read": 0,
-        "result_rows": 0,
-        "result_bytes": 0,
-        "elapsed_ns": int((time.monotonic() - started) * 1e9),
-    }
-    if result is not None:
-        written = result.rows_written()
-        figures["read_rows"] = result.storage_rows_read()
-        figures["read_bytes"] = result.storage_bytes_read()
-        figures["written_rows"] = written
-        figures["written_bytes"] = result.bytes_written()
+
+_NO_FIGURES = dict.fromkeys(
+    (
+        "read_rows",
+        "read_bytes",
+        "written_rows",
+        "written_bytes",
+        "total_rows_to_read",
+        "result_rows",
+        "result_bytes",
+    ),
+    0,
+)
+
+
+def _figures(result: Any, progress: Mapping[str, int]) -> dict[str, int]:
+    """A finished statement's figures."""
+    written = result.rows_written()
+    return {
+        **_NO_FIGURES,
+        "read_rows": result.storage_rows_read(),
+        "read_bytes": result.storage_bytes_read(),
+        "written_rows": written,
+        "written_bytes": result.bytes_written(),
+        "total_rows_to_read": progress.get("total_rows_to_read", 0),
         # As on the server, an insert's result is what it wrote.
-        figures["result_rows"] = written or result.rows_read()
-        figures["result_bytes"] = result.bytes_written() if written else result.bytes_read()
-        figures["elapsed_ns"] = int(result.elapsed() * 1e9)
-    return {name: str(value) for name, value in figures.items()}
+        "result_rows": written or result.rows_read(),
+        "result_bytes": result.bytes_written() if written else result.bytes_read(),
+    }
+
+
+def _summary(figures: Mapping[str, int], started: float) -> str:
+    shown = {name: str(figures[name]) for name in _NO_FIGURES if name in figures}
+    shown["elapsed_ns"] = str(int((time.monotonic() - started) * 1e9))
+    return json.dumps(shown, separators=(",", ":"))
+
+
+@dataclass
+class Job:
+    """All a worker thread needs to run one request's statement."""
+
+    request: Request
+    plan: Plan
+    run: Run
+    answer: Answer
+    report: Callable[[Mapping[str, int]], object]
+    entrance: Pipe | None
+    exit: Pipe
 
 
 class App:
@@ -359,8 +459,12 @@ class App:
         if path not in ("/", "/query"):
             await _plain(send, 404, f"There is no handle {path}\n\nUse / or /ping.\n".encode())
             return
+        if method == "OPTIONS":
+            # No page of a browser's may ask: there is no header that lets it.
+            await _plain(send, 204, b"")
+            return
         if method not in ("GET", "POST", "HEAD"):
-            await _plain(send, 501, b"Only GET and POST are available.\n")
+            await _plain(send, 501, b"Only GET, HEAD and POST are available.\n")
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         params = dict(
@@ -373,11 +477,12 @@ class App:
         query_id = params.get("query_id") or str(uuid.uuid4())
         nobody = User("", b"", True)
         request = Request(method, path, params, headers, nobody, query_id)
-        answer = Answer(self, request, send)
+        early = scope.get("extensions", {}).get(EARLY_HEADER)
+        answer = Answer(self, request, send, early["send"] if early else None)
         body = Body(receive)
         try:
             request.user = self._authenticate(request)
-            if method == "GET" and not params.get("query"):
+            if method in ("GET", "HEAD") and not params.get("query"):
                 await _plain(send, 200, b"Ok.\n")
                 return
             await self._serve(request, body, answer)
@@ -393,6 +498,8 @@ class App:
             await answer.fail(
                 ClickHouseError(1002, "UNKNOWN_EXCEPTION", "The endpoint failed; see its log")
             )
+        finally:
+            answer.discard()
 
     def _authenticate(self, request: Request) -> User:
         name, password = "default", ""
@@ -422,20 +529,14 @@ class App:
         return user
 
     async def _plan(self, request: Request, body: Body) -> Plan:
-        if request.flag("compress") or request.flag("decompress"):
-            raise ClickHouseError(
-                48,
-                "NOT_IMPLEMENTED",
-                "compress=1 and decompress=1 (native blocks) are not available: use"
-                " enable_http_compression=1 with Accept-Encoding, and Content-Encoding",
-            )
         query = request.params.get("query", "")
+        blocks = request.flag("decompress")
         encoding = request.headers.get("content-encoding", "")
         kind = request.headers.get("content-type", "")
         if request.method != "POST":
             return _planned(query)
         if kind.startswith("multipart/form-data"):
-            form = await read_form(body.next, kind, decoder(encoding), self.config.tmp)
+            form = await read_form(body.next, kind, decoder(encoding, blocks), self.config.tmp)
             request.params.update(form.fields)
             form.describe(request.params)
             plan = _planned(query + form.fields.get("query", ""))
@@ -444,10 +545,10 @@ class App:
         raw = query.encode("utf-8", "surrogateescape")
         if raw and (insert := find_insert(raw.decode("latin-1"))):
             if insert.data < len(raw):
-                head, feed = raw[insert.data :], StoredFeed(decoder(encoding))
+                head, feed = raw[insert.data :], StoredFeed(decoder(encoding, blocks))
                 return Plan(_text(raw[: insert.data]), insert=insert, feed=feed, head=head)
-            return Plan(_text(raw), insert=insert, feed=feed_for(encoding))
-        decode = decoder(encoding)
+            return Plan(_text(raw), insert=insert, feed=feed_for(encoding, blocks))
+        decode = decoder(encoding, blocks)
         text = bytearray(raw + b"\n" if raw else b"")
         insert = None
         while True:
@@ -480,8 +581,12 @@ class App:
         loop = asyncio.get_running_loop()
         tasks: list[asyncio.Task[Any]] = []
         try:
-            job = partial(self._work, request, plan, run, entrance, exit_, answer)
-            work = loop.run_in_executor(self.workers, job)
+
+            def report(figures: Mapping[str, int]) -> None:
+                loop.call_soon_threadsafe(answer.progress, figures)
+
+            job = Job(request, plan, run, answer, report, entrance, exit_)
+            work = loop.run_in_executor(self.workers, self._work, job)
             work.add_done_callback(lambda _: exit_.close_theirs())
             pump: asyncio.Task[ClickHouseError | None] | None = None
             if entrance is not None:
@@ -489,7 +594,7 @@ class App:
                 tasks.append(pump)
             watch = asyncio.create_task(self._watch(body, pump, plan, run, exit_))
             tasks.append(watch)
-            result, error = await self._collect(work, exit_, answer)
+            figures, error = await self._collect(work, exit_, answer, run)
             if entrance is not None:
                 entrance.close_theirs()
             if pump is not None:
@@ -498,7 +603,7 @@ class App:
             if error is not None:
                 await answer.fail(error)
             else:
-                await answer.finish(result)
+                await answer.finish(figures)
         finally:
             for task in tasks:
                 task.cancel()
@@ -511,10 +616,11 @@ class App:
                 external.remove()
 
     async def _collect(
-        self, work: asyncio.Future[Any], exit_: Pipe, answer: Answer
-    ) -> tuple[Any, ClickHouseError | None]:
-        """Bring the result to the answer while the statement runs; its outcome."""
+        self, work: asyncio.Future[Any], exit_: Pipe, answer: Answer, run: Run
+    ) -> tuple[Mapping[str, int], ClickHouseError | None]:
+        """Bring the result to the answer while the statement runs; its figures or its error."""
         sending = True
+        failure: ClickHouseError | None = None
         reading = asyncio.ensure_future(exit_.read())
         try:
             while True:
@@ -535,19 +641,25 @@ class App:
                         await answer.add(data)
                     except OSError:
                         sending = False
+                    except ClickHouseError as error:
+                        sending, failure = False, error
+                        loop = asyncio.get_running_loop()
+                        await loop.run_in_executor(self.helpers, run.stop, self.engine)
                 reading = asyncio.ensure_future(exit_.read())
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             outcome = (await asyncio.gather(work, return_exceptions=True))[0]
         if isinstance(outcome, ClickHouseError):
-            return None, outcome
+            failure = failure or outcome
+        if failure is not None:
+            return {}, failure
         if isinstance(outcome, BaseException):
             raise outcome
-        result, said = outcome
+        figures, said = outcome
         if said:
             await answer.add(said)
-        return result, None
+        return figures, None
 
     async def _pump(self, plan: Plan, body: Body, entrance: Pipe) -> ClickHouseError | None:
         """Feed the body to the engine; the reason if it could not be fed whole."""
@@ -597,17 +709,9 @@ class App:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self.helpers, run.stop, self.engine)
 
-    def _work(
-        self,
-        request: Request,
-        plan: Plan,
-        run: Run,
-        entrance: Pipe | None,
-        exit_: Pipe,
-        answer: Answer,
-    ) -> tuple[Any, bytes]:
-        """Run the statement in this thread; what it says outside a pipe comes second."""
-        params = request.params
+    def _work(self, job: Job) -> tuple[Mapping[str, int], bytes]:
+        """Run the statement in this thread: its figures, and what it says outside a pipe."""
+        request, plan, params = job.request, job.plan, job.request.params
         name = params.get("session_id", "")
         session: Session | None = None
         for setting in request.settings:
@@ -631,7 +735,7 @@ class App:
                 session.lay({} if word == "SET" else request.settings)
             else:
                 connection.set(request.settings)
-            return self._execute(request, plan, run, entrance, exit_, answer, connection)
+            return self._execute(job, connection)
         finally:
             if session is not None:
                 self.sessions.release(session)
@@ -653,17 +757,8 @@ class App:
             )
         return float(text)
 
-    def _execute(
-        self,
-        request: Request,
-        plan: Plan,
-        run: Run,
-        entrance: Pipe | None,
-        exit_: Pipe,
-        answer: Answer,
-        connection: Connection,
-    ) -> tuple[Any, bytes]:
-        bound = request.bound
+    def _execute(self, job: Job, connection: Connection) -> tuple[Mapping[str, int], bytes]:
+        request, plan, answer = job.request, job.plan, job.answer
         database = request.params.get("database") or request.headers.get("x-clickhouse-database")
         previous = None
         if database:
@@ -679,7 +774,11 @@ class App:
                 self._read_only(request, plan, connection, current)
             else:
                 guard.check_owner(
-                    connection, plan.text, bound, self.config.user_files, self.config.readable
+                    connection,
+                    plan.text,
+                    request.bound,
+                    self.config.user_files,
+                    self.config.readable,
                 )
             answer.format = request.params.get("default_format") or request.headers.get(
                 "x-clickhouse-format", "TabSeparated"
@@ -688,38 +787,46 @@ class App:
                 raise ClickHouseError(73, "UNKNOWN_FORMAT", f"Unknown format {answer.format}")
             if plan.statement is not None and plan.statement.word == "KILL":
                 plan.statement = read_statement(self._real_ids(plan.statement.text))
-            run.begin()
+            job.run.begin()
             try:
-                return self._run(plan, entrance, exit_, answer, connection, bound)
+                return self._run(job, connection)
             finally:
-                run.end()
+                job.run.end()
         finally:
             if previous is not None and previous != database:
                 with contextlib.suppress(EngineError):
                     connection.run(f"USE `{previous}`")
 
-    def _run(
-        self,
-        plan: Plan,
-        entrance: Pipe | None,
-        exit_: Pipe,
-        answer: Answer,
-        connection: Connection,
-        bound: dict[str, str],
-    ) -> tuple[Any, bytes]:
-        if plan.insert is not None:
-            assert entrance is not None
-            assert plan.feed is not None
-            sql = _insert_sql(plan.text, plan.insert, entrance.path, plan.feed.compression)
-            return connection.run(sql, params=bound), b""
-        statement = plan.statement
-        assert statement is not None
-        if statement.format:
-            answer.format = statement.format
-        if not statement.rows:
-            result = connection.run(statement.text, answer.format, bound)
-            return result, bytes(result.bytes())
-        return connection.run(statement.into(exit_.path, answer.format), params=bound), b""
+    def _run(self, job: Job, connection: Connection) -> tuple[Mapping[str, int], bytes]:
+        plan, answer, bound = job.plan, job.answer, job.request.bound
+        seen: Mapping[str, int] = {}
+
+        def progress(figures: Mapping[str, int]) -> None:
+            nonlocal seen
+            seen = figures
+            job.report(figures)
+
+        connection.watch(progress)
+        try:
+            said = b""
+            if plan.insert is not None:
+                assert job.entrance is not None
+                assert plan.feed is not None
+                sql = _insert_sql(plan.text, plan.insert, job.entrance.path, plan.feed.compression)
+                result = connection.run(sql, params=bound)
+            else:
+                statement = plan.statement
+                assert statement is not None
+                answer.format = statement.format or answer.format
+                if statement.rows:
+                    sql = statement.into(job.exit.path, answer.format)
+                    result = connection.run(sql, params=bound)
+                else:
+                    result = connection.run(statement.text, answer.format, bound)
+                    said = bytes(result.bytes())
+            return _figures(result, seen), said
+        finally:
+            connection.watch(None)
 
     def _read_only(
         self, request: Request, plan: Plan, connection: Connection, database: str

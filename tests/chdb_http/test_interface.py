@@ -209,9 +209,8 @@ def test_a_truncated_body_commits_nothing(daemon: Daemon, table: str, name: str)
 
 def test_unknown_encoding(daemon: Daemon) -> None:
     reply = daemon.send("INSERT INTO t FORMAT TSV", b"x", headers={"Content-Encoding": "rot13"})
-    assert reply.status >= 400
     assert b"rot13" in reply.body
-    assert daemon.send("SELECT 1", compress=1).status == 501
+    assert reply.status == 501
 
 
 @pytest.mark.parametrize(
