@@ -56,6 +56,8 @@ def server_config(config: Config) -> str:
         },
         "user_files_path": str(config.user_files or config.data / "user_files") + "/",
         "tmp_path": str(config.data / "tmp") + "/",
+        # Disks that statements define; the guard refuses them.
+        "custom_local_disks_base_directory": str(config.data / "disks") + "/",
         "send_crash_reports": {"enabled": False},
         "max_server_memory_usage_to_ram_ratio": 0.8,
         "mark_cache_size": 256 << 20,
@@ -125,7 +127,6 @@ class Engine:
         self._mutex = threading.Lock()
         self._string = ""
         self.version = ""
-        self.outside: frozenset[str] = frozenset()
         self.timezone = "UTC"
 
     def lock(self) -> None:
@@ -179,11 +180,8 @@ class Engine:
         try:
             self._own_default(keeper)
             self.version, self.timezone = keeper.text("SELECT version(), timezone()").split()
-            functions = keeper.text("SELECT lower(name) FROM system.functions").split()
-            tables = keeper.text("SELECT lower(name) FROM system.table_functions").split()
         except EngineError as error:
             raise StartError(f"the engine did not open {config.data}: {error}") from error
-        self.outside = frozenset(tables) - frozenset(functions)
 
     def _own_default(self, keeper: Connection) -> None:
         """Make ``default`` an ordinary database.

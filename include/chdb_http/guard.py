@@ -1,264 +1,686 @@
-"""What a user's statement may do, read from the engine's own parse of it."""
+"""What a user's statement may do, read from the engine's own parse of it.
+
+The tree is the engine's (``parseQueryToJSON``); for the few statements it has none of, such as
+DESCRIBE, it is read from ``EXPLAIN AST``. What the engine says of its functions, settings and
+tables is read once, at start; whatever is not known to be harmless is refused.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from chdb_http.engine import Connection
-from chdb_http.errors import ClickHouseError
-from chdb_http.sql import names, tokens
+from chdb_http.config import Config
+from chdb_http.engine import Connection, Engine
+from chdb_http.errors import ClickHouseError, EngineError
+from chdb_http.sql import names
 
 # Table functions that read nothing but the warehouse and their own arguments.
 READER_TABLE_FUNCTIONS = names(
-    """numbers numbers_mt zeros zeros_mt generaterandom generateseries generate_series values null
-    view merge primes fuzzjson"""
+    """numbers numbers_mt zeros zeros_mt primes generaterandom generateseries generate_series values
+    sqlstandardvalues null view viewexplain merge fuzzjson"""
 )
-# Functions that reach files, networks, secrets or this process.
-OUTSIDE_FUNCTIONS = names(
-    """file catboostevaluate getserversetting getmacro showcertificate addresstoline
-    addresstolinewithinlines addresstosymbol demangle naivebayesclassifier
-    naivebayesclassifierwithprob naivebayesclassifierwithallprobs aiclassify aiembed aiextract
-    aifilter aigenerate airedact aisimilarity aitranslate getclienthttpheader eval python"""
+# What the owner may call besides: more of the same, and what goes over the network.
+_OWNER_TABLE_FUNCTIONS = READER_TABLE_FUNCTIONS | names(
+    """format input loop dictionary fuzzquery viewifpermitted
+    cluster clusterallreplicas remote remotesecure
+    mergetreeanalyzeindexes mergetreeanalyzeindexesuuid mergetreecodecblockcounts mergetreeindex
+    mergetreeprojection mergetreetextindex prometheusquery prometheusqueryrange timeseriesdata
+    timeseriesmetricfamilies timeseriesmetrics timeseriessamples timeseriesselector timeseriestags
+    azureblobstorage azureblobstoragecluster bigquery cosn deltalake deltalakeazure
+    deltalakeazurecluster deltalakecluster deltalakes3 deltalakes3cluster gcs hdfs hdfscluster hudi
+    hudicluster iceberg icebergazure icebergazurecluster icebergcluster iceberghdfs
+    iceberghdfscluster icebergs3 icebergs3cluster mongodb mysql oss paimon paimonazure
+    paimonazurecluster paimoncluster paimonhdfs paimonhdfscluster paimons3 paimons3cluster
+    postgresql redis s3 s3cluster ytsaurus"""
 )
-# Settings whose value is a statement, a grammar, a path, an address or a right.
-_DENIED_SETTING = re.compile(
-    r"readonly|allow_ddl|allow_introspection|additional_|custom_key|dialect|implicit_select|promql"
-    r"|schema|template|path|file|url|proxy|storage_|distributed_ddl|ast_fuzzer|execute_as|^ai_"
-    r"|impersonate|named_collection",
+# What takes a path or an address as its first argument, in any place of a statement.
+_PATHS = names("file filecluster filesystem")
+_ADDRESSES = names("url urlcluster")
+
+# Categories of the engine's functions that compute with their arguments and nothing else.
+_PURE_CATEGORIES = frozenset(
+    {
+        "Aggregate Functions", "Arithmetic", "Arrays", "Bit", "Bitmap", "Comparison", "Conditional",
+        "Dates and Times", "Dictionary", "Distance", "Encoding", "Encryption", "Financial", "Geo",
+        "Geo Polygon", "Hash", "IP Address", "JSON", "Logical", "Map", "Mathematical", "Null",
+        "NumericIndexedVector", "QBit", "Random Number", "Rounding", "String",
+        "String Replacement", "String Search", "String Splitting", "Time Series", "Time Window",
+        "Tuple", "Type Conversion", "URL", "UUID",
+    }
+)  # fmt: skip
+# Harmless ones of the other categories. Not here: what reads files, configuration, macros,
+# certificates or headers, connects, or sees the process.
+_PURE_FUNCTIONS = names(
+    """_cast __actionname assigncentroid authenticateduser bar blocknumber blockserializedsize
+    blocksize buildid bytesize casewithexpression colorsrgbtooklab colorsrgbtooklch colortooklch
+    coloroklabtosrgb coloroklchtosrgb connectionid countdigits currentdatabase currentprofiles
+    currentqueryid currentroles currentschemas currentuser defaultprofiles defaultroles
+    defaultvalueofargumenttype defaultvalueoftypename digits displayname dumpcolumnstructure
+    enabledprofiles enabledroles errorcodetoname evalmlmethod finalizeaggregation flipcoordinates
+    formatquery formatqueryfromjson formatqueryornull formatquerysingleline
+    formatquerysinglelineornull formatreadabledecimalsize formatreadablequantity formatreadablesize
+    formatreadabletimedelta fqdn generaterandomstructure getmaxtablenamelengthfordatabase
+    getmergetreesetting getsetting getsettingordefault getsizeofenumtype getsubcolumn
+    gettypeserializationstreams globalvariable hierarchicalkmeans highlightquery hostname
+    icebergbucket icebergtruncate identity ignore indexhint initializeaggregation initialqueryid
+    initialquerystarttime isconstant isdecimaloverflow joinget joingetornull lowcardinalityindices
+    lowcardinalitykeys macnumtostring macstringtonum macstringtooui materialize
+    minsamplesizecontinuous minsamplesizeconversion neighbor nested normalizedqueryhash
+    normalizedqueryhashkeepnames normalizequery normalizequerykeepnames obfuscatequery
+    obfuscatequerywithseed parseiso8601duration parsequerytojson parsereadablesize
+    parsereadablesizeornull parsereadablesizeorzero parsetimedelta partitionid pggetuserbyid
+    pgtableisvisible queryid revision rownumberinallblocks rownumberinblock runningaccumulate
+    runningconcurrency runningdifference runningdifferencestartingwithfirstvalue servertimezone
+    serveruuid shardcount shardnum sleep sleepeachrow stochasticlinearregression
+    stochasticlogisticregression structuretocapnprotoschema structuretoprotobufschema throwif
+    tocolumntypename tokenizequery totypename transform uptime validatenestedarraysizes
+    variantelement varianttype version visiblewidth"""
+)
+
+# Settings hold statements, paths, addresses and rights. Those of these types are refused to both
+# users unless they stand below; other types hold numbers, switches and names from a list.
+_TEXT_TYPES = frozenset({"String", "Map", "URI", "Dialect"})
+_TEXT_SETTINGS = names(
+    """ai_function_embedding_default_credentials ai_function_text_default_credentials
+    bool_false_representation bool_true_representation chdb_client_name
+    column_names_for_schema_inference compatibility count_distinct_implementation
+    distributed_cache_client_id errors_output_format
+    exclude_materialize_skip_indexes_on_insert filesystem_cache_name force_data_skipping_indices
+    force_optimize_projection_name format_csv_null_representation format_custom_field_delimiter
+    format_custom_result_after_delimiter format_custom_result_before_delimiter
+    format_custom_row_after_delimiter format_custom_row_before_delimiter
+    format_custom_row_between_delimiter format_json_object_each_row_column_for_object_name
+    format_regexp format_schema_message_name format_template_rows_between_delimiter
+    format_tsv_null_representation iceberg_metadata_compression_method ignore_data_skipping_indices
+    input_format_mysql_dump_table_name input_format_orc_reader_time_zone_name
+    insert_deduplication_token log_comment network_compression_method output_format_avro_codec
+    output_format_avro_confluent_subject output_format_avro_string_column_pattern
+    output_format_image_terminal_mode output_format_orc_writer_time_zone_name
+    output_format_pretty_grid_charset output_format_sql_insert_table_name
+    preferred_optimize_projection_name query_cache_tag
+    query_plan_optimize_join_order_conflict_detector s3_upload_checksum_algorithm
+    schema_inference_hints temporary_files_codec"""
+)
+# Of the remaining ones, what gives a read-only user more than it has.
+_READER_DENIED = re.compile(
+    r"readonly|allow_ddl|allow_introspection|allow_named_collection|implicit_|^ai_|execute_as"
+    r"|impersonate|ast_fuzzer|fault_injection|fault_prob|fail_point|display_secrets|os_thread|priority|workload"
+    r"|profiler|trace|perf_events|file_read_method|filesystem_read_method|distributed_ddl|proxy"
+    r"|truncate_on_insert|create_new_file|compatibility$",
     re.I,
 )
-_HARMLESS_SETTING = re.compile(
-    r"use_hive_partitioning|schema_inference|use_.*cache|engine_file_", re.I
-)
-SECRET_TABLES = names(
-    """named_collections processes query_log query_thread_log query_views_log text_log session_log
-    trace_log server_settings users roles certificates stack_trace asynchronous_inserts
-    user_processes crash_log processors_profile_log opentelemetry_span_log query_cache part_log
-    dictionaries backup_log backups s3queue azure_queue kafka_consumers handlers macros"""
-)
-_SYSTEM = frozenset({"system"})
-READER_REFUSED_NODES = frozenset({"ShowProcesslistQuery", "ParallelWithQuery", "ExecuteAsQuery"})
-
-# For the owner: what takes a path as its first argument, what takes an address, what runs programs.
-_PATHS = names("file filecluster filesystem filelog")
-_ADDRESSES = frozenset({"url", "urlcluster"})
-_PROGRAMS = names(
-    """executable executablepool python catboostevaluate sqlite deltalakelocal iceberglocal
-    iceberglocalcluster paimonlocal eval"""
-)
-_OWNER_SUSPECTS = _PATHS | _ADDRESSES | _PROGRAMS | names("apply dictionary engine attach")
-PATH_SETTINGS = names(
-    "format_schema output_format_schema format_template_row format_template_resultset"
+# A read-only user may lower these, and raise what has no bound anyway.
+_LIMIT = re.compile(
+    r"max_(memory_usage|execution_time|estimated|rows|bytes|result|columns|temporary|subquery|ast"
+    r"|expanded|parser|query_size|concurrent|sessions|network|untracked|partitions|streams"
+    r"|distributed|http|untracked)|memory_overcommit|timeout"
 )
 
-_NODE = re.compile(r"^( *)(\S+)(?: +(.*))?$", re.S)
+READER_SYSTEM_TABLES = names(
+    """aggregate_function_combinators asynchronous_metrics build_options codecs collations columns
+    completions constraints contributors current_roles data_skipping_index_types
+    data_skipping_indices data_type_families database_engines databases dictionary_layouts
+    dictionary_sources documentation enabled_roles events formats functions keywords licenses
+    merge_tree_settings metrics numbers numbers_mt one parts parts_columns primes privileges
+    projection_parts projection_parts_columns projections settings settings_changes table_engines
+    table_functions tables time_zones tokenizers unicode user_defined_functions zeros zeros_mt"""
+)
+_READER_STATEMENTS = frozenset(
+    {
+        "SelectWithUnionQuery", "SelectQuery", "SelectIntersectExceptQuery", "ExplainQuery",
+        "ShowTablesQuery", "ShowColumnsQuery", "ShowIndexesQuery", "TablesInSelectQuery",
+        "SetQuery", "UseQuery",
+    }
+)  # fmt: skip
+# These have no JSON. Their kind in EXPLAIN AST may end in the name they are about.
+_READER_TEXTUAL = re.compile(
+    r"DescribeQuery$|ShowFunctions$|ShowEngineQuery$|ShowSetting$"
+    r"|(ShowCreate|Exists)(Table|View|Dictionary|Database)Query(_|$)"
+)
+
+_ENGINES = names(
+    """alias buffer dictionary distributed fuzzjson generaterandom join keepermap log loop
+    materializedview memory merge null remote remotesecure set stripelog timeseries tinylog view
+    azureblobstorage azurequeue bigquery cosn deltalake deltalakeazure deltalakes3 gcs hdfs hudi
+    iceberg icebergazure iceberghdfs icebergs3 kafka materializedpostgresql mongodb mysql nats oss
+    paimon paimonazure paimonhdfs paimons3 postgresql rabbitmq redis s3 s3queue ytsaurus
+    atomic lazy ordinary replicated"""
+)
+
+_WORD = re.compile(r"[a-z0-9_]+", re.A)
+_SCOPE = re.compile(r": In scope SELECT parseQueryToJSON\(.*\)(?=\. \([A-Z_]+\)\s*$)", re.S)
+_LINE = re.compile(r"^( *)(\S+)(?: +(.*))?$", re.S)
 _SUFFIX = re.compile(r" ?\((?:alias .*|children \d+)\)")
 
-
-@dataclass
-class _Node:
-    kind: str
-    rest: str
-    children: list[_Node] = field(default_factory=list)
-    parent: _Node | None = field(default=None, repr=False)
-
-    @property
-    def name(self) -> str:
-        return _SUFFIX.sub("", self.rest).strip().lower()
-
-    def walk(self) -> Iterator[_Node]:
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-    @property
-    def arguments(self) -> list[_Node]:
-        return self.children[0].children if self.children else []
-
-    @property
-    def literal(self) -> str | None:
-        """The text of a string literal, else None."""
-        text = _SUFFIX.sub("", self.rest).strip()
-        if self.kind == "Literal" and len(text) > 1 and text[0] == text[-1] == "'":
-            return re.sub(r"\\(.)", r"\1", text[1:-1])
-        return None
+type_ = "type"
+Node = dict[str, Any]
 
 
-def _tree(connection: Connection, sql: str, params: Mapping[str, str]) -> _Node:
-    root = _Node("", "")
-    stack = [(-1, root)]
-    for line in connection.text(f"EXPLAIN AST {sql}", params).split("\n"):
-        if not (match := _NODE.match(line)):
-            continue
-        depth = len(match[1])
-        while stack[-1][0] >= depth:
-            stack.pop()
-        node = _Node(match[2], match[3] or "", parent=stack[-1][1])
-        stack[-1][1].children.append(node)
-        stack.append((depth, node))
-    return root
+def _nodes(tree: Any) -> Iterator[Node]:
+    """Every node of a tree."""
+    if isinstance(tree, dict):
+        if type_ in tree:
+            yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)
 
 
-def _words(sql: str) -> set[str]:
-    """Every name in the text, unquoted and in lower case."""
-    return {
-        token.text.strip('`"').lower() for token in tokens(sql) if token.kind in ("word", "quoted")
-    }
+def _name(node: Node) -> str:
+    return str(node.get("name", "")).lower()
+
+
+def _arguments(node: Node) -> list[Node]:
+    arguments = node.get("arguments")
+    return arguments.get("children", []) if isinstance(arguments, dict) else []
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    """Every text that stands as a literal below."""
+    if isinstance(tree, dict):
+        if tree.get("field_type") == "String" and isinstance(tree.get("value"), str):
+            yield tree["value"]
+        for value in tree.values():
+            yield from _strings(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _strings(value)
+
+
+def _words(text: str) -> set[str]:
+    # All runs of ASCII letters, in strings and comments too: more than the names, never fewer.
+    return set(_WORD.findall(text.lower()))
 
 
 def _readonly(what: str) -> ClickHouseError:
     return ClickHouseError(164, "READONLY", f"Cannot execute query in readonly mode: {what}.")
 
 
-def check_reader(
-    connection: Connection,
-    sql: str,
-    params: Mapping[str, str],
-    database: str,
-    outside: frozenset[str],
-) -> None:
-    """Let a read-only user's statement pass only if all it does is read the warehouse.
-
-    ``outside`` are the engine's table functions, in lower case, that are no scalar functions.
-    Raises ClickHouseError 164 for anything else.
-    """
-    kind, count = connection.classify(sql)
-    tree = _tree(connection, sql, params)
-    if count != 1 or kind != "READ_ONLY":
-        raise _readonly("only statements that read are allowed")
-    refused = OUTSIDE_FUNCTIONS | (outside - READER_TABLE_FUNCTIONS)
-    for node in tree.walk():
-        if node.kind in READER_REFUSED_NODES:
-            raise _readonly(f"{node.kind} is not allowed")
-        if node.kind == "Function":
-            table = node.parent is not None and node.parent.kind == "TableExpression"
-            if node.name in refused or (table and node.name not in READER_TABLE_FUNCTIONS):
-                raise _readonly(f"function {node.name} is not allowed")
-            if table and node.name == "merge":
-                first = node.arguments[0].literal if len(node.arguments) > 1 else database
-                if first is None or not re.fullmatch(r"\w+", first) or first.lower() in _SYSTEM:
-                    raise _readonly("merge() takes the name of one database that is not system")
-        elif node.kind in ("TableIdentifier", "Identifier"):
-            _check_reader_name(node, database)
-        elif node.kind == "ColumnsApplyTransformer":
-            # The tree does not name the function, so no such name may stand in the text.
-            words = _words(sql)
-            if words & refused or any("\\" in word for word in words):
-                raise _readonly("APPLY of this function is not allowed")
-
-
-def _check_reader_name(node: _Node, database: str) -> None:
-    name = node.name.replace("`", "")
-    scope, _, table = name.rpartition(".")
-    if "/" in name and node.kind == "TableIdentifier":
-        raise _readonly(f"table {name} is not allowed")
-    qualified = scope in _SYSTEM
-    bare = node.kind == "TableIdentifier" and not scope and database.lower() in _SYSTEM
-    if table in SECRET_TABLES and (qualified or bare):
-        raise _readonly(f"system.{table} is not allowed")
-
-
-def check_reader_settings(settings: Iterable[str]) -> None:
-    """Raises ClickHouseError 164 for a setting a read-only user must not change."""
-    for name in settings:
-        if (_DENIED_SETTING.search(name) and not _HARMLESS_SETTING.search(name)) or "\\" in name:
-            raise ClickHouseError(
-                164, "READONLY", f"Cannot modify '{name}' setting in readonly mode"
-            )
-
-
-def _inside(path: str, base: Path | None, roots: tuple[Path, ...]) -> bool:
-    candidate = Path(path.removeprefix("file://"))
-    if not candidate.is_absolute():
-        if base is None:
-            return False
-        candidate = base / candidate
-    if ".." in candidate.parts:
-        return False
-    # A pattern's fixed part decides; what a pattern may match lies below it.
-    fixed = re.split(r"[*?{\[]", str(candidate))[0]
-    if fixed != str(candidate):
-        fixed = fixed.rpartition("/")[0]
-    resolved = Path(fixed).resolve()
-    return any(resolved == root or root in resolved.parents for root in roots)
-
-
-def check_owner(
-    connection: Connection,
-    sql: str,
-    params: Mapping[str, str],
-    base: Path | None,
-    allowed: tuple[Path, ...],
-) -> None:
-    """Keep the owner's file access inside the configured folders, and programs out.
-
-    Raises ClickHouseError 291 (DATABASE_ACCESS_DENIED) naming what was refused.
-    """
-    words = _words(sql)
-    if words & PATH_SETTINGS:
-        raise _denied("a setting that names a file")
-    if not words & _OWNER_SUSPECTS and not any("\\" in word for word in words):
-        return
-    kind, _ = connection.classify(sql)
-    if kind == "UNKNOWN":
-        # It will not run either; the engine says why.
-        return
-    roots = tuple(path.resolve() for path in allowed)
-    for node in _tree(connection, sql, params).walk():
-        if node.kind == "Function":
-            _check_function(node, base, roots)
-        elif node.kind == "FunctionWithKeyValueArguments":
-            if node.name.startswith("executable"):
-                raise _denied(f"dictionary source {node.name}")
-            if node.name in ("file", "http"):
-                literals = [item.literal for item in node.walk() if item.literal]
-                paths = [text for text in literals if text[0] in "/." or text.startswith("file:")]
-                if node.name == "file" and not paths:
-                    raise _denied("a dictionary's file")
-                for path in paths:
-                    if not _inside(path, None, roots):
-                        raise _denied(f"'{path}'")
-        elif node.kind == "ColumnsApplyTransformer" and words & (_PATHS | _PROGRAMS):
-            raise _denied("APPLY of a file function")
-
-
-def _check_function(node: _Node, base: Path | None, roots: tuple[Path, ...]) -> None:
-    name = node.name
-    parent = node.parent.kind if node.parent else ""
-    if parent == "BackupQuery":
-        # The engine holds these inside backups.allowed_path.
-        return
-    if name in _PROGRAMS:
-        raise _denied(f"{name}()")
-    if parent == "Storage":
-        if name.startswith(("replicated", "shared")):
-            return
-        for item in node.walk():
-            text = item.literal
-            if text and (text[0] in "/." or text.startswith("file:")):
-                if not _inside(text, None, roots):
-                    raise _denied(f"'{text}'")
-            elif text and name in _PATHS and item is not node.arguments[0]:
-                raise _denied(f"'{text}'")
-        if name == "filesystem" and not node.arguments:
-            raise _denied("a Filesystem database")
-        return
-    if name in _PATHS:
-        path = node.arguments[0].literal if node.arguments else None
-        if path is None or not _inside(path, base, roots):
-            raise _denied(f"{name}({'' if path is None else repr(path)})")
-    elif name in _ADDRESSES:
-        address = node.arguments[0].literal if node.arguments else None
-        if address is None:
-            raise _denied(f"{name}() of an expression")
-        if not re.match(r"https?://", address, re.I) and not _inside(address, None, roots):
-            raise _denied(f"{name}('{address}')")
-
-
 def _denied(what: str) -> ClickHouseError:
     return ClickHouseError(
         291, "DATABASE_ACCESS_DENIED", f"{what} is outside the folders this endpoint may use."
     )
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    """What the engine says of itself. Names are in lower case, but for settings."""
+
+    refused: frozenset[str]
+    table_functions: frozenset[str]
+    system_tables: frozenset[str]
+    denied_settings: frozenset[str]
+    limits: Mapping[str, float]
+
+
+def _read_catalogue(connection: Connection) -> _Catalogue:
+    functions = [
+        line.split("\t")
+        for line in connection.text(
+            "SELECT lower(f.name), if(f.alias_to = '', f.categories, t.categories),"
+            " lower(if(f.alias_to = '', f.name, f.alias_to))"
+            " FROM system.functions AS f LEFT JOIN system.functions AS t ON t.name = f.alias_to"
+            " WHERE f.origin = 'System'"
+        ).splitlines()
+    ]
+    tables = connection.text("SELECT lower(name) FROM system.table_functions").split()
+    system = connection.text("SELECT name FROM system.tables WHERE database = 'system'").split()
+    settings = [
+        line.split("\t")
+        for line in connection.text(
+            "SELECT name, type, if(match(value, '^-?[0-9.]+$'), value, '') FROM system.settings"
+        ).splitlines()
+    ]
+    return _Catalogue(
+        refused=frozenset(
+            name
+            for name, category, target in functions
+            if category not in _PURE_CATEGORIES and target not in _PURE_FUNCTIONS
+        ),
+        table_functions=frozenset(tables),
+        system_tables=frozenset(system),
+        denied_settings=frozenset(
+            name for name, kind, _ in settings if kind in _TEXT_TYPES and name not in _TEXT_SETTINGS
+        ),
+        limits={
+            name: float(value)
+            for name, _, value in settings
+            if value and float(value) > 0 and _LIMIT.search(name)
+        },
+    )
+
+
+class Guard:
+    """Decides what each user's statements may do, on connections of its own.
+
+    Those know no one's settings and are read-only, so that nothing a session has set and no
+    SETTINGS clause changes how a statement is read here.
+    """
+
+    def __init__(self, config: Config, engine: Engine) -> None:
+        self._engine = engine
+        self._base = config.user_files
+        self._roots = tuple(path.resolve() for path in config.readable)
+        self._backups = tuple(path.resolve() for path in config.backups)
+        self._idle: list[Connection] = []
+        self._mutex = threading.Lock()
+        connection = self._take()
+        self._known = _read_catalogue(connection)
+        self._give(connection)
+        known = self._known
+        self._reader_refused = known.refused | (
+            # One of these names is also that of a function which only computes.
+            known.table_functions - READER_TABLE_FUNCTIONS - frozenset({"format"})
+        )
+        self._owner_refused = known.table_functions - _OWNER_TABLE_FUNCTIONS - _PATHS - _ADDRESSES
+        # A statement without any of these names reaches nothing outside and need not be parsed.
+        self._suspects = (
+            self._owner_refused
+            | _PATHS
+            | _ADDRESSES
+            | known.denied_settings - names("format select sort order filter database compression")
+            | names(
+                """catboostevaluate engine attach settings set source disk infile outfile
+                collection restore"""
+            )
+        )
+
+    def close(self) -> None:
+        """Close the guard's connections."""
+        with self._mutex:
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+    def _take(self) -> Connection:
+        with self._mutex:
+            if self._idle:
+                return self._idle.pop()
+        connection = self._engine.connect()
+        connection.run("SET readonly = 1")
+        return connection
+
+    def _give(self, connection: Connection) -> None:
+        with self._mutex:
+            if len(self._idle) < 8:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _parse(self, sql: str, params: Mapping[str, str]) -> Node:
+        """The statement's tree, parameters in names resolved. Raises EngineError."""
+        connection = self._take()
+        try:
+            try:
+                text = connection.text("SELECT parseQueryToJSON({q:String})", {"q": escape(sql)})
+                tree = json.loads(text, strict=False)
+            except EngineError as error:
+                if error.code != 36:
+                    raise EngineError(_SCOPE.sub("", error.message)) from None
+                tree = _textual(connection.text(f"EXPLAIN AST {sql}", params))
+            except ValueError:
+                raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: no parse") from None
+        finally:
+            self._give(connection)
+        for node in _nodes(tree):
+            if node[type_] in ("Identifier", "TableIdentifier"):
+                _resolve(node, params)
+            elif node[type_] == "QueryParameter" and node.get("param_type") == "String":
+                value = params.get(node["name"])
+                # With an escape in it, it stays a value that is not known.
+                if value is not None and "\\" not in value:
+                    node |= {type_: "Literal", "value": {"field_type": "String", "value": value}}
+        if not isinstance(tree, dict):
+            raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: no parse")
+        return tree
+
+    def check_settings(self, settings: Mapping[str, str | None], read_only: bool) -> None:
+        """May a user change these settings? None stands for a value that is not known.
+
+        Raises ClickHouseError 164 for a read-only user's, 291 for the owner's.
+        """
+        for name, value in settings.items():
+            if name == "dialect" and value == "clickhouse":
+                continue
+            if name in self._known.denied_settings or (
+                read_only and (_READER_DENIED.search(name) or not self._lowers(name, value))
+            ):
+                if read_only:
+                    raise ClickHouseError(
+                        164, "READONLY", f"Cannot modify '{name}' setting in readonly mode"
+                    )
+                raise _denied(f"what the setting {name} may name")
+
+    def _lowers(self, name: str, value: str | None) -> bool:
+        limit = self._known.limits.get(name)
+        if limit is None:
+            return True
+        try:
+            number = float(value or "")
+        except ValueError:
+            return False
+        return 0 < number <= limit
+
+    def _check_changes(self, node: Node, read_only: bool) -> None:
+        changes: dict[str, str | None] = {}
+        for change in node.get("changes", []):
+            value = change.get("value", {})
+            if value.get("field_type") == "CustomType":
+                raise _readonly("disk") if read_only else _denied("a disk of its own")
+            text = value.get("value")
+            changes[change["name"]] = None if isinstance(text, (dict, list)) else str(text)
+        for name in node.get("default_settings", []):
+            limit = self._known.limits.get(name)
+            changes[name] = None if limit is None else str(limit)
+        self.check_settings(changes, read_only)
+
+    # The reader
+
+    def check_reader(
+        self, connection: Connection, sql: str, params: Mapping[str, str], database: str
+    ) -> bool:
+        """Let a read-only user's statement pass only if all it does is read the warehouse.
+
+        Returns whether it reads: other than SET, it then runs with ``readonly = 1``.
+        Raises ClickHouseError 164 for anything else.
+        """
+        kind, count = connection.classify(sql)
+        tree = self._parse(sql, params)
+        if count != 1 or (kind != "READ_ONLY" and tree[type_] not in ("SetQuery", "UseQuery")):
+            raise _readonly("only statements that read are allowed")
+        textual = tree.get("textual", False)
+        if textual and not _READER_TEXTUAL.match(tree[type_]):
+            raise _readonly(f"{tree[type_]} is not allowed")
+        for node in _nodes(tree):
+            kind = node[type_]
+            if kind.endswith("Query") and kind not in _READER_STATEMENTS and not textual:
+                raise _readonly(f"{kind} is not allowed")
+            if node.get("out_file") or node.get("infile") or node.get("query_parameters"):
+                raise _readonly("files and stored parameters are not allowed")
+            if node.get("table_override"):
+                raise _readonly("EXPLAIN TABLE OVERRIDE is not allowed")
+            if kind == "Function":
+                self._check_reader_function(node)
+            elif kind == "ColumnsApplyTransformer":
+                if str(node.get("func_name", "")).lower() in self._reader_refused or textual:
+                    raise _readonly(f"APPLY({node.get('func_name', '')}) is not allowed")
+            elif kind == "TableExpression":
+                self._check_reader_source(node.get("table_function"), database)
+            elif textual and kind == "Set":
+                raise _readonly("SETTINGS in this statement are not allowed")
+            elif kind in ("TableIdentifier", "Identifier"):
+                self._check_reader_name(node, database)
+            elif kind == "SetQuery":
+                self._check_changes(node, read_only=True)
+        return bool(tree[type_] != "SetQuery")
+
+    def _check_reader_function(self, node: Node) -> None:
+        name = _name(node)
+        if name in self._reader_refused:
+            raise _readonly(f"function {name} is not allowed")
+        if name in self._known.table_functions:
+            self._check_structures(node, read_only=True)
+
+    def _check_reader_source(self, node: Node | None, database: str) -> None:
+        if node is None:
+            return
+        name = _name(node)
+        if name in self._known.table_functions - READER_TABLE_FUNCTIONS:
+            raise _readonly(f"table function {name} is not allowed")
+        if name == "merge":
+            arguments = _arguments(node)
+            first = database if len(arguments) < 2 else _literal(arguments[0])
+            if first is None or not re.fullmatch(r"\w+", first) or first.lower() == "system":
+                raise _readonly("merge() takes the name of one database that is not system")
+
+    def _check_reader_name(self, node: Node, database: str) -> None:
+        # However the engine divides a name, no part of it may lead to such a table.
+        parts = [part for part in re.split(r"[.`\"]+", ".".join(node["parts"])) if part]
+        if "/" in node["name"] and node[type_] == "TableIdentifier":
+            raise _readonly(f"table {node['name']} is not allowed")
+        if len(parts) > 1 and parts[0].lower() == "system":
+            if parts[1].lower() not in READER_SYSTEM_TABLES:
+                raise _readonly(f"{'.'.join(parts[:2])} is not allowed")
+        elif parts and database.lower() == "system":
+            table = parts[0].lower()
+            secret = self._known.system_tables - READER_SYSTEM_TABLES
+            if table in secret or table.endswith("_log"):
+                raise _readonly(f"system.{table} is not allowed")
+
+    # The owner
+
+    def check_owner(self, sql: str, params: Mapping[str, str]) -> None:
+        """Keep the owner's file access inside the configured folders, and programs out.
+
+        Raises ClickHouseError 291 (DATABASE_ACCESS_DENIED) naming what was refused.
+        """
+        # A quoted name with an escape in it may be any name.
+        if not _words(sql) & self._suspects and not re.search(r"[`\"][^`\"]*\\", sql):
+            return
+        tree = self._parse(sql, params)
+        if "NamedCollection" in tree[type_]:
+            raise _denied("a named collection")
+        self._walk_owner(tree)
+
+    def _walk_owner(self, tree: Node) -> None:
+        textual = tree.get("textual", False)
+        backup = {
+            id(inner)
+            for node in _nodes(tree)
+            if node.get("kind") in ("BACKUP_NAME", "TABLE_ENGINE", "DATABASE_ENGINE")
+            for inner in _nodes(node)
+            if inner[type_] == "Function"
+        }
+        if textual and any(node[type_] == "Set" for node in _nodes(tree)):
+            raise _denied("SETTINGS in this statement")
+        for node in _nodes(tree):
+            kind = node[type_]
+            if node.get("attach_from_path") or node.get("has_attach_from_path"):
+                raise _denied("ATTACH … FROM a path")
+            if node.get("infile") or node.get("out_file"):
+                raise _denied("a file of the endpoint")
+            if kind == "Function":
+                place = node.get("kind")
+                if place in ("TABLE_ENGINE", "DATABASE_ENGINE"):
+                    self._check_engine(node)
+                elif id(node) in backup:
+                    # Engines hold their own rules; backups stay inside backups.allowed_path.
+                    if place is None and _name(node) not in _PATHS:
+                        self._check_owner_function(node, textual)
+                else:
+                    self._check_owner_function(node, textual)
+            elif kind == "ColumnsApplyTransformer":
+                name = str(node.get("func_name", "")).lower()
+                if textual or name in self._owner_refused | _PATHS | _ADDRESSES:
+                    raise _denied("APPLY of a file function")
+            elif kind == "FunctionWithKeyValueArguments":
+                self._check_source(node)
+            elif kind == "SetQuery":
+                self._check_changes(node, read_only=False)
+
+    def _check_owner_function(self, node: Node, textual: bool) -> None:
+        name = _name(node)
+        if name in self._owner_refused or name == "catboostevaluate":
+            raise _denied(f"{name}()")
+        arguments = _arguments(node)
+        if name in _PATHS:
+            path = _literal(arguments[0]) if arguments else None
+            if path is None or not self._inside(path):
+                raise _denied(f"{name}({'' if path is None else repr(path)})")
+        elif name in _ADDRESSES:
+            address = _literal(arguments[0]) if arguments else None
+            if address is None:
+                raise _denied(f"{name}() of an expression")
+            self._check_address(address)
+        if name in self._known.table_functions:
+            self._check_structures(node, read_only=False)
+
+    def _check_address(self, address: str) -> None:
+        if not re.match(r"https?://", address, re.I) and not self._inside(address):
+            raise _denied(f"'{address}'")
+
+    def _check_structures(self, node: Node, read_only: bool) -> None:
+        """A text that gives columns may give them defaults, which are expressions."""
+        for argument in _arguments(node):
+            for text in _strings(argument):
+                if "(" not in text or not re.search(
+                    r"default|materialized|alias|ephemeral", text, re.I
+                ):
+                    continue
+                try:
+                    tree = self._parse(f"CREATE TABLE t (\n{text}\n) ENGINE = Null", {})
+                except ClickHouseError:
+                    continue
+                if read_only:
+                    raise _readonly("a structure with defaults is not allowed")
+                self._walk_owner(tree)
+
+    def _check_engine(self, node: Node) -> None:
+        name, arguments = _name(node), _arguments(node)
+        literals = [_literal(argument) for argument in arguments]
+        if name.endswith("mergetree") or name in _ENGINES:
+            for text in literals:
+                # The lakes take an address, which may be one of this machine's files.
+                if text and text.lower().startswith("file:"):
+                    self._check_address(text)
+            self._check_structures(node, read_only=False)
+        elif name == "file":
+            if len(arguments) > 1 and (literals[1] is None or not self._inside(literals[1])):
+                raise _denied(f"'{literals[1]}'")
+            if not arguments or arguments[0][type_] not in ("Identifier", "Literal"):
+                raise _denied("a File table of an expression")
+        elif name == "filelog":
+            if not literals or literals[0] is None or not self._inside(literals[0]):
+                raise _denied(f"'{literals[0] if literals else ''}'")
+        elif name == "url":
+            if not literals or literals[0] is None:
+                raise _denied("a URL table of an expression")
+            self._check_address(literals[0])
+        elif name == "embeddedrocksdb":
+            if len(arguments) > 1:
+                raise _denied("EmbeddedRocksDB of a path")
+        elif name == "filesystem":
+            if not literals or literals[0] is None or not self._inside(literals[0]):
+                raise _denied(f"'{literals[0] if literals else ''}'")
+        elif name == "backup":
+            for text in list(_strings(node))[1:]:
+                if not self._inside(text) and not _within(Path(text), self._backups):
+                    raise _denied(f"'{text}'")
+        else:
+            raise _denied(f"the engine {node.get('name')}")
+
+    def _check_source(self, node: Node) -> None:
+        """A dictionary's source: where its rows come from, and statements in texts."""
+        name = _name(node)
+        if name.startswith("executable"):
+            raise _denied(f"dictionary source {name}")
+        found = False
+        for pair in _nodes(node):
+            if pair[type_] != "Pair":
+                continue
+            key, value = str(pair.get("first", "")).lower(), pair.get("second")
+            text = _literal(value) if isinstance(value, dict) else None
+            if name in ("file", "http") and key in ("path", "url"):
+                found = True
+                if text is None:
+                    raise _denied(f"a dictionary's {key}")
+                if name == "http":
+                    self._check_address(text)
+                elif not text.startswith("/") or not self._inside(text):
+                    raise _denied(f"'{text}'")
+            elif key in ("query", "invalidate_query") and text is not None:
+                self.check_owner(text, {})
+            elif key == "where" and text is not None:
+                self.check_owner(f"SELECT 1 WHERE\n{text}\n", {})
+        if name in ("file", "http") and not found:
+            raise _denied(f"a dictionary's {name}")
+
+    def _inside(self, path: str) -> bool:
+        candidate = Path(re.sub(r"^file://", "", path, flags=re.I))
+        if not candidate.is_absolute():
+            if self._base is None:
+                return False
+            candidate = self._base / candidate
+        if ".." in candidate.parts or "::" in path:
+            # An archive's inner path follows `::`.
+            return False
+        # A pattern's fixed part decides; what a pattern may match lies below it.
+        fixed = re.split(r"[*?{\[]", str(candidate))[0]
+        if fixed != str(candidate):
+            fixed = fixed.rpartition("/")[0]
+            if self._leaves(Path(fixed)):
+                return False
+        return _within(Path(fixed), self._roots)
+
+    def _leaves(self, folder: Path) -> bool:
+        """Is there a link below, by which a pattern could leave the folder?"""
+        if not _within(folder, self._roots):
+            return True
+        return any(
+            path.is_symlink() and not _within(path, self._roots) for path in folder.rglob("*")
+        )
+
+
+def escape(text: str) -> str:
+    """A text as the value of a query parameter, which the engine reads as a tab separated field."""
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+
+
+def _within(path: Path, roots: tuple[Path, ...]) -> bool:
+    resolved = path.resolve()
+    return any(resolved == root or root in resolved.parents for root in roots)
+
+
+def _literal(node: Node) -> str | None:
+    value = node.get("value")
+    if node.get(type_) == "Literal" and isinstance(value, dict):
+        return value["value"] if value.get("field_type") == "String" else None
+    return None
+
+
+def _resolve(node: Node, params: Mapping[str, str]) -> None:
+    """Put parameters' values into a name."""
+    parts = list(node.get("name_parts") or [node.get("name", "")])
+    values = [
+        params.get(child["name"], "")
+        for child in node.get("children", [])
+        if child.get(type_) == "QueryParameter"
+    ]
+    for at, part in enumerate(parts):
+        if not part and values:
+            parts[at] = values.pop(0)
+    node["parts"] = parts
+    node["name"] = ".".join(parts)
+
+
+def _textual(text: str) -> Node:
+    """The tree that EXPLAIN AST draws, in the shape of the other, as far as it tells."""
+    stack: list[tuple[int, Node]] = [(-1, {"children": []})]
+    root = stack[0][1]
+    for line in text.split("\n"):
+        if not (match := _LINE.match(line)):
+            continue
+        depth, rest = len(match[1]), _SUFFIX.sub("", match[3] or "").strip()
+        while stack[-1][0] >= depth:
+            stack.pop()
+        parent = stack[-1][1]
+        node: Node = {type_: match[2], "name": rest.replace("`", ""), "children": []}
+        if node[type_] == "Literal" and len(rest) > 1 and rest[0] == rest[-1] == "'":
+            if "\\" not in rest:
+                node["value"] = {"field_type": "String", "value": rest[1:-1]}
+        elif parent.get(type_) == "Function" and node[type_] == "ExpressionList":
+            parent["arguments"] = node
+        elif parent.get(type_) == "TableExpression" and node[type_] == "Function":
+            parent["table_function"] = node
+        parent["children"].append(node)
+        stack.append((depth, node))
+    first: Node = root["children"][0] if root["children"] else {type_: "", "children": []}
+    return {**first, "textual": True, "children": root["children"]}

@@ -29,9 +29,14 @@ class External:
     format: str = "TabSeparated"
     structure: str = ""
 
+    @property
+    def definition(self) -> str:
+        """The statement that makes its table."""
+        return f"CREATE TEMPORARY TABLE {self.name} ({self.structure}) ENGINE = Memory"
+
     def load(self, connection: Connection) -> None:
         """Make it a temporary table of the connection. Raises EngineError."""
-        connection.run(f"CREATE TEMPORARY TABLE {self.name} ({self.structure}) ENGINE = Memory")
+        connection.run(self.definition)
         connection.run(
             f"INSERT INTO {self.name} FROM INFILE {quote(str(self.path))} COMPRESSION 'none'"
             f" FORMAT {self.format}"

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 from urllib.parse import parse_qsl
 
-from chdb_http import guard
 from chdb_http.codec import (
     BlockEncoder,
     Encoder,
@@ -37,6 +36,7 @@ from chdb_http.codec import (
 from chdb_http.config import Config, User
 from chdb_http.engine import Connection, Engine
 from chdb_http.errors import ClickHouseError, EngineError
+from chdb_http.guard import Guard
 from chdb_http.multipart import External, read_form
 from chdb_http.pipe import Pipe
 from chdb_http.protocol import EARLY_HEADER
@@ -439,6 +439,7 @@ class App:
     def __init__(self, config: Config, engine: Engine) -> None:
         self.config = config
         self.engine = engine
+        self.guard = Guard(config, engine)
         self.sessions = Sessions(engine)
         self.display_name = socket.gethostname()
         self.workers = ThreadPoolExecutor(config.max_workers, "statement")
@@ -717,9 +718,8 @@ class App:
         for setting in request.settings:
             if not _SETTING_NAME.match(setting):
                 raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting {setting!r}")
-            if setting in guard.PATH_SETTINGS:
-                raise ClickHouseError(291, "DATABASE_ACCESS_DENIED", f"{setting} names a file")
         reader = request.user.read_only
+        self.guard.check_settings(request.settings, reader)
         if name and not reader:
             session = self.sessions.acquire(
                 request.user.name, name, self._timeout(params), request.flag("session_check")
@@ -729,8 +729,6 @@ class App:
             connection = self.engine.connect()
         try:
             word = plan.statement.word if plan.statement else "INSERT"
-            if reader:
-                guard.check_reader_settings(request.settings)
             if session is not None:
                 session.lay({} if word == "SET" else request.settings)
             else:
@@ -768,18 +766,13 @@ class App:
                 connection.run(f"USE `{database.replace(chr(92), chr(92) * 2).replace('`', '``')}`")
         try:
             for external in plan.externals:
+                self.guard.check_owner(external.definition, {})
                 external.load(connection)
             if request.user.read_only:
                 current = connection.text("SELECT currentDatabase()").rstrip("\n")
                 self._read_only(request, plan, connection, current)
             else:
-                guard.check_owner(
-                    connection,
-                    plan.text,
-                    request.bound,
-                    self.config.user_files,
-                    self.config.readable,
-                )
+                self.guard.check_owner(plan.text, request.bound)
             answer.format = request.params.get("default_format") or request.headers.get(
                 "x-clickhouse-format", "TabSeparated"
             )
@@ -833,18 +826,8 @@ class App:
     ) -> None:
         if plan.statement is None or plan.externals:
             raise ClickHouseError(164, "READONLY", "Cannot execute query in readonly mode.")
-        statement = plan.statement
-        if statement.word == "USE":
-            return
-        if statement.word == "SET":
-            guard.check_reader_settings(
-                item.text.strip('`"')
-                for item in tokens(statement.text)
-                if item.kind in ("word", "quoted")
-            )
-            return
-        guard.check_reader(connection, statement.text, request.bound, database, self.engine.outside)
-        connection.run("SET readonly = 1")
+        if self.guard.check_reader(connection, plan.statement.text, request.bound, database):
+            connection.run("SET readonly = 1")
 
     def _real_ids(self, text: str) -> str:
         """A KILL statement with clients' query ids replaced by the engine's."""
@@ -868,6 +851,7 @@ class App:
         self.workers.shutdown(wait=True)
         self.helpers.shutdown(wait=True)
         self.sessions.close()
+        self.guard.close()
 
 
 def _text(raw: bytes | bytearray) -> str:
