@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tidemark import clickhouse, policy, secrets_store
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.postgres import Connection
+
+if TYPE_CHECKING:
+    from dbt.cli.main import dbtRunnerResult
+    from dbt.contracts.graph.manifest import Manifest
 
 #: A rate serves its own day and up to this many days after it.
 RATE_DAYS = 7
@@ -45,6 +49,8 @@ class ModelRun:
     #: Seconds.
     seconds: float
     message: str
+    #: dbt's id of it, unique in the project.
+    node: str = ""
 
 
 def scope(
@@ -116,6 +122,26 @@ def publish_scope(settings: Settings, days: frozenset[ScopeDay]) -> None:
             }
             for day in days
         ],
+    )
+
+
+def published(settings: Settings, connection: Connection, build_id: int) -> Scope:
+    """The scope of the build that was begun last, as dbt reads it."""
+    row = connection.execute(
+        "select scope_batch_id from control.builds where build_id = %s", [build_id]
+    ).fetchone()
+    assert row is not None
+    days = clickhouse.rows(
+        settings, "select workspace_id, measure_group, local_date from reference.build_scope"
+    )
+    return Scope(
+        frozenset(
+            ScopeDay(
+                day["workspace_id"], day["measure_group"], date.fromisoformat(day["local_date"])
+            )
+            for day in days
+        ),
+        row["scope_batch_id"],
     )
 
 
@@ -199,7 +225,7 @@ def models(settings: Settings) -> list[ModelRun]:
     Raises:
         TidemarkError: a model or a test failed; the message names each with its error.
     """
-    applied = _Applied(settings, "models", ["models", "macros", "dbt_project.yml"])
+    applied = _models_applied(settings)
     arguments = ["build", "--exclude-resource-type", "unit_test", "seed"]
     if applied.unchanged:
         # Cautious: else a test would be left out with the one view among its parents.
@@ -212,6 +238,20 @@ def models(settings: Settings) -> list[ModelRun]:
     runs = dbt(settings, arguments)
     applied.note()
     return runs
+
+
+def models_unchanged(settings: Settings) -> bool:
+    """Whether models and views stand as the dbt project says."""
+    return _models_applied(settings).unchanged
+
+
+def note_models(settings: Settings) -> None:
+    """Remember the project as built, views too."""
+    _models_applied(settings).note()
+
+
+def _models_applied(settings: Settings) -> "_Applied":
+    return _Applied(settings, "models", ["models", "macros", "dbt_project.yml"])
 
 
 class _Applied:
@@ -244,8 +284,14 @@ def dbt(
     arguments: Sequence[str],
     *,
     target: Literal["clickhouse", "postgres"] = "clickhouse",
+    manifest: "Manifest | None" = None,
+    finished: Callable[[ModelRun], None] | None = None,
 ) -> list[ModelRun]:
     """Run dbt in this process.
+
+    Args:
+        manifest: the parsed project, where the caller has it.
+        finished: called with each node as it ends, from dbt's own threads.
 
     Returns:
         What became of each node.
@@ -253,6 +299,53 @@ def dbt(
     Raises:
         TidemarkError: a node failed; the message names each with its error.
     """
+
+    def heard(event: Any) -> None:
+        if finished is not None and event.info.name == "NodeFinished":
+            node, result = event.data.node_info, event.data.run_result
+            finished(
+                ModelRun(node.node_name, result.status, result.execution_time, "", node.unique_id)
+            )
+
+    outcome = _invoke(settings, arguments, target, manifest, heard)
+    runs = [
+        ModelRun(
+            result.node.name,
+            str(result.status),
+            result.execution_time,
+            str(result.message or ""),
+            result.node.unique_id,
+        )
+        for result in getattr(outcome.result, "results", None) or []
+    ]
+    if not outcome.success:
+        broken = [run for run in runs if run.status in ("error", "fail", "runtime error")]
+        text = "; ".join(f"{run.name}: {_first_lines(run.message)}" for run in broken)
+        raise TidemarkError(
+            f"dbt {arguments[0]} failed: {text or _first_lines(str(outcome.exception))}"
+        )
+    return runs
+
+
+def parse(settings: Settings) -> "Manifest":
+    """The dbt project as dbt reads it.
+
+    Raises:
+        TidemarkError: dbt cannot read it.
+    """
+    outcome = _invoke(settings, ["parse"], "clickhouse", None, lambda _: None)
+    if not outcome.success or outcome.result is None:
+        raise TidemarkError(f"dbt parse failed: {_first_lines(str(outcome.exception))}")
+    return cast("Manifest", outcome.result)
+
+
+def _invoke(
+    settings: Settings,
+    arguments: Sequence[str],
+    target: str,
+    manifest: "Manifest | None",
+    heard: Callable[[Any], None],
+) -> "dbtRunnerResult":
     from dbt.cli.main import dbtRunner
 
     folder = settings.home / "dbt"
@@ -269,22 +362,9 @@ def dbt(
     umask = os.umask(0o077)
     try:
         with environment(settings):
-            outcome = dbtRunner().invoke([*arguments, *options])
+            return dbtRunner(manifest, callbacks=[heard]).invoke([*arguments, *options])
     finally:
         os.umask(umask)
-    runs = [
-        ModelRun(
-            result.node.name, str(result.status), result.execution_time, str(result.message or "")
-        )
-        for result in getattr(outcome.result, "results", None) or []
-    ]
-    if not outcome.success:
-        broken = [run for run in runs if run.status in ("error", "fail", "runtime error")]
-        text = "; ".join(f"{run.name}: {_first_lines(run.message)}" for run in broken)
-        raise TidemarkError(
-            f"dbt {arguments[0]} failed: {text or _first_lines(str(outcome.exception))}"
-        )
-    return runs
 
 
 def _first_lines(message: str) -> str:
@@ -321,13 +401,14 @@ def start(connection: Connection, as_of: date, now: datetime, wanted: Scope) -> 
     """Record that a build begins; its number."""
     with connection.transaction():
         row = connection.execute(
-            "insert into control.builds (started_at, as_of, from_date, to_date)"
-            " values (%s, %s, %s, %s) returning build_id",
+            "insert into control.builds (started_at, as_of, from_date, to_date, scope_batch_id)"
+            " values (%s, %s, %s, %s, %s) returning build_id",
             [
                 now,
                 as_of,
                 min((day.local_date for day in wanted.days), default=None),
                 max((day.local_date for day in wanted.days), default=None),
+                wanted.last_batch_id,
             ],
         ).fetchone()
         assert row is not None

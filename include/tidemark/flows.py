@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tidemark import build as building
+from tidemark import layers, policy, postgres, reference
 from tidemark import load as loading
-from tidemark import policy, postgres, reference
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.postgres import Connection
@@ -120,28 +120,147 @@ def build(
     Raises:
         TidemarkError: dbt failed, or the gate found a difference; the days stay due.
     """
-    ladder = policy.read(settings)
     with warehouse(settings, note) as connection:
-        wanted = building.scope(connection, ladder, from_date, to_date)
-        if not wanted.days:
-            return BuildReport(as_of, 0, (), None)
-        building.seed(settings)
-        building.sync_workspaces(settings, connection)
-        building.publish_windows(settings, connection, ladder)
-        building.publish_scope(settings, wanted.days)
-        build_id = building.start(connection, as_of, clock(), wanted)
+        return _build(settings, connection, as_of, clock, gate, from_date, to_date)
+
+
+def _build(
+    settings: Settings,
+    connection: Connection,
+    as_of: date,
+    clock: Callable[[], datetime],
+    gate: Gate,
+    from_date: date | None = None,
+    to_date: date | None = None,
+) -> BuildReport:
+    opened = _open(settings, connection, as_of, clock, from_date, to_date)
+    if opened is None:
+        return BuildReport(as_of, 0, (), None)
+    build_id, wanted = opened
+    success = False
+    try:
+        models = building.models(settings)
+        verdict = gate(settings, connection, wanted.days, as_of, clock())
+        success = verdict.success
+    finally:
+        building.finish(connection, build_id, wanted, success, clock())
+    return _told(as_of, wanted, tuple(models), verdict)
+
+
+def _open(
+    settings: Settings,
+    connection: Connection,
+    as_of: date,
+    clock: Callable[[], datetime],
+    from_date: date | None,
+    to_date: date | None,
+) -> tuple[int, building.Scope] | None:
+    """Publish what is to be built where dbt reads it; None where nothing is due."""
+    ladder = policy.read(settings)
+    wanted = building.scope(connection, ladder, from_date, to_date)
+    if not wanted.days:
+        return None
+    building.seed(settings)
+    building.sync_workspaces(settings, connection)
+    building.publish_windows(settings, connection, ladder)
+    building.publish_scope(settings, wanted.days)
+    return building.start(connection, as_of, clock(), wanted), wanted
+
+
+def _told(
+    as_of: date,
+    wanted: building.Scope,
+    models: tuple[building.ModelRun, ...],
+    verdict: Verdict,
+) -> BuildReport:
+    pairs = {(day.workspace_id, day.local_date) for day in wanted.days}
+    report = BuildReport(as_of, len(pairs), models, verdict)
+    if not verdict.success:
+        raise GateFailed(report)
+    return report
+
+
+def is_due(settings: Settings) -> bool:
+    """Whether a build would find days to recompute."""
+    with postgres.connect(settings) as connection:
+        return bool(building.scope(connection, policy.read(settings), None, None).days)
+
+
+def open_build(
+    settings: Settings,
+    *,
+    as_of: date,
+    clock: Callable[[], datetime],
+    from_date: date | None = None,
+    to_date: date | None = None,
+    note: Note = lambda _: None,
+) -> int | None:
+    """Begin a build that goes on with `build_layer` and ends with `close_build`.
+
+    Between its parts the warehouse is free: a load may come in between, a newer build may take its
+    days over; both are noticed.
+
+    Returns:
+        The build's number; None where nothing is due.
+    """
+    with warehouse(settings, note) as connection:
+        opened = _open(settings, connection, as_of, clock, from_date, to_date)
+    return opened[0] if opened else None
+
+
+def build_layer(
+    settings: Settings,
+    build_id: int,
+    layer: layers.Layer,
+    *,
+    clock: Callable[[], datetime],
+    note: Note = lambda _: None,
+) -> layers.LayerReport:
+    """Run what of a layer is not done yet; run again after a failure, it runs what failed.
+
+    Raises:
+        layers.Superseded: a newer build took over.
+        TidemarkError: an earlier layer is not finished, or dbt failed.
+    """
+    with warehouse(settings, note) as connection:
+        layers.check_open(connection, build_id)
+        return layers.run(settings, connection, build_id, layer, clock)
+
+
+def close_build(
+    settings: Settings,
+    build_id: int,
+    *,
+    as_of: date,
+    clock: Callable[[], datetime],
+    gate: Gate,
+    note: Note = lambda _: None,
+) -> BuildReport:
+    """Tie out a build whose layers are finished; one that a load overtook is built again first.
+
+    Raises:
+        layers.Superseded: a newer build took over.
+        TidemarkError: a layer is not finished, or the gate found a difference; the days stay due.
+    """
+    with warehouse(settings, note) as connection:
+        layers.check_open(connection, build_id)
+        unfinished = layers.missing(connection, build_id)
+        if unfinished:
+            raise TidemarkError(
+                f"layer {unfinished[0]} of build {build_id} is not finished: run it first"
+            )
+        built = building.published(settings, connection, build_id)
+        now_due = building.scope(connection, policy.read(settings), None, None)
+        if now_due.last_batch_id != built.last_batch_id:
+            note("a load came in between: building its days and these again")
+            return _build(settings, connection, as_of, clock, gate)
         success = False
         try:
-            models = building.models(settings)
-            verdict = gate(settings, connection, wanted.days, as_of, clock())
+            verdict = gate(settings, connection, built.days, as_of, clock())
             success = verdict.success
         finally:
-            building.finish(connection, build_id, wanted, success, clock())
-        pairs = {(day.workspace_id, day.local_date) for day in wanted.days}
-        report = BuildReport(as_of, len(pairs), tuple(models), verdict)
-        if not success:
-            raise GateFailed(report)
-        return report
+            building.finish(connection, build_id, built, success, clock())
+        return _told(as_of, built, (), verdict)
 
 
 class GateFailed(TidemarkError):
