@@ -149,6 +149,11 @@ class Settings:
         return self.home / "airflow"
 
     @property
+    def cold_folder(self) -> Path:
+        """Where ClickHouse writes and reads cold files: `cold`, or scratch space before its URL."""
+        return self.tmp / "cold" if "://" in self.cold else Path(self.cold)
+
+    @property
     def sql(self) -> Path:
         """The repository's DDL and load SQL."""
         return self.root / "include" / "sql"
