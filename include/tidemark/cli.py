@@ -4,13 +4,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
+from tidemark.cli_retention import hold_app, override_app
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.output import emit, note, print_rows, progress_bar, to_json
@@ -24,19 +26,9 @@ app = typer.Typer(
 )
 workspace_app = typer.Typer(help="Make and list tenants.")
 app.add_typer(workspace_app, name="workspace")
+app.add_typer(override_app, name="override")
+app.add_typer(hold_app, name="hold")
 
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout; logs go to stderr.")
-]
-AsOfOption = Annotated[
-    datetime | None,
-    typer.Option(
-        "--as-of",
-        formats=["%Y-%m-%d"],
-        metavar="D",
-        help="The day that decides, as YYYY-MM-DD; by default today in UTC.",
-    ),
-]
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 
 
@@ -63,11 +55,6 @@ class RevenueSource(StrEnum):
 
     orders = "orders"
     payments = "payments"
-
-
-def as_of_date(value: datetime | None) -> date:
-    """The day an `AsOfOption` stands for: the one given, else today in UTC."""
-    return value.date() if value is not None else datetime.now(UTC).date()
 
 
 @app.command()

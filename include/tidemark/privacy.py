@@ -4,11 +4,14 @@ import hashlib
 import hmac
 import json
 import re
+from collections.abc import Iterable
 
 from tidemark import clickhouse, reference
 from tidemark.config import Settings
+from tidemark.errors import UsageError
 
 _BLOCK_BYTES = 64
+_VISITOR = "visitor:"
 # Enough for a file of any honest site; a request stays at a few MB.
 _USER_AGENTS_AT_ONCE = 20_000
 
@@ -37,6 +40,49 @@ def holds_identifier(text: str) -> bool:
 def keyed_hash(key: bytes, message: bytes) -> str:
     """HMAC-SHA-256 (RFC 2104), the first 128 bits as 32 hex digits."""
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
+
+
+def subject_hashes(key: bytes, subject: str, sources: Iterable[str]) -> set[str]:
+    """Every value by which rows may name a person, as the load writes it.
+
+    An e-mail address is one; any other text may be a customer's, user's or e-mail profile's id.
+    `visitor:` before it says that it is the pixel's anonymous id, which the load stores as it
+    came unless somebody made it of an e-mail address.
+
+    Args:
+        key: behind the workspace's pseudonyms.
+        sources: whose customers are known by the vendor's id.
+
+    Raises:
+        UsageError: it is empty.
+    """
+
+    def pseudonym(kind: str, value: str) -> str:
+        return keyed_hash(key, f"{kind}\0{value}".encode())
+
+    text = subject.strip()
+    is_visitor = text.startswith(_VISITOR)
+    text = text.removeprefix(_VISITOR).strip()
+    if not text:
+        raise UsageError("the subject is empty")
+    if is_visitor:
+        return {pseudonym("anonymous_id", text) if _is_email(text) else text}
+    if _is_email(text):
+        # The load makes ids of an e-mail address unreadable too, each by its kind.
+        return {
+            pseudonym("email", text.lower()),
+            pseudonym("user_id", text),
+            pseudonym("anonymous_id", text),
+        }
+    return {
+        pseudonym("user_id", text),
+        pseudonym("profile", text),
+        *(pseudonym("customer", f"{source}\0{text}") for source in sources),
+    }
+
+
+def _is_email(text: str) -> bool:
+    return "@" in text or "%40" in text
 
 
 def hmac_pads(key: bytes) -> dict[str, str]:
