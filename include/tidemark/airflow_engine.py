@@ -86,7 +86,7 @@ def status(settings: Settings) -> list[EngineStatus]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables that make `airflow`, and what its tasks run, work in this home: no secret."""
+    """The variables that make `airflow`, and what its tasks run, work in this home."""
     variables = {
         "AIRFLOW_HOME": str(settings.airflow),
         "AIRFLOW_CONFIG": str(settings.root / "airflow.cfg"),
@@ -102,6 +102,8 @@ def environment(settings: Settings) -> dict[str, str]:
     }
     if settings.geo is not None:
         variables["TIDEMARK_GEO"] = str(settings.geo)
+    if settings.webhook is not None:
+        variables["TIDEMARK_WEBHOOK"] = settings.webhook
     return variables
 
 

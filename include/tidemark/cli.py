@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from tidemark.cli_audit import audit
+from tidemark import cli_purge
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.cli_retention import hold_app, override_app
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
-from tidemark.output import emit, note, print_rows, progress_bar, to_json
+from tidemark.output import emit, load_table, note, print_rows, progress_bar, to_json
 
 app = typer.Typer(
     name="tidemark",
@@ -28,6 +30,7 @@ workspace_app = typer.Typer(help="Make and list tenants.")
 app.add_typer(workspace_app, name="workspace")
 app.add_typer(override_app, name="override")
 app.add_typer(hold_app, name="hold")
+app.command()(audit)
 
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 
@@ -194,21 +197,11 @@ def load(
     for file in report.files:
         if file.error:
             note(f"tidemark: {file.file}: {file.error}")
-    document = report.as_dict()
 
     def human() -> None:
-        columns = ("lines", "stored", "duplicate", "quarantined", "refused")
-        by_source: dict[str, list[int]] = {}
-        for file in report.files:
-            total = by_source.setdefault(file.file.split("/")[0], [0] * (len(columns) + 1))
-            total[0] += 1
-            for position, column in enumerate(columns, start=1):
-                total[position] += getattr(file.counts, column)
-        rows = [[source, *total] for source, total in by_source.items()]
-        rows.append(["all", len(report.files), *(document[column] for column in columns)])
-        print_rows(("source", "files", *columns), rows)
+        print_rows(*load_table(report))
 
-    emit(document, human, as_json=as_json)
+    emit(report.as_dict(), human, as_json=as_json)
     return 1 if report.failed else 0
 
 
@@ -262,6 +255,10 @@ def build(
 
     emit(report.as_dict(), human, as_json=as_json)
     return 0
+
+
+app.command()(cli_purge.plan)
+app.command()(cli_purge.purge)
 
 
 @app.command()

@@ -37,6 +37,8 @@ class Settings:
     #: An IP database to take instead of the one in the repository: .mmdb or .csv.gz.
     geo: Path | None = None
     debug: bool = False
+    #: Told of failed runs; its address often holds a token.
+    webhook: str | None = field(default=None, repr=False)
     clickhouse_url: str | None = field(default=None, repr=False)
     clickhouse_analyst_url: str | None = field(default=None, repr=False)
     postgres_url: str | None = field(default=None, repr=False)
@@ -83,15 +85,18 @@ class Settings:
             exports=_location(env, "TIDEMARK_EXPORTS", home / "exports"),
             geo=_absolute(env["TIDEMARK_GEO"]) if env.get("TIDEMARK_GEO") else None,
             debug=_flag(env, "TIDEMARK_DEBUG"),
+            webhook=_url(env, "TIDEMARK_WEBHOOK", ("https", "http"), wanted=True),
             # `tidemark env` exports these names for other clients; a laptop must not take them for
             # its own connections, or one home's shell would reach into another home.
-            clickhouse_url=_url(env, "TIDEMARK_CLICKHOUSE_URL", ("http", "https"), cluster),
+            clickhouse_url=_url(env, "TIDEMARK_CLICKHOUSE_URL", ("http", "https"), wanted=cluster),
             clickhouse_analyst_url=_url(
-                env, "TIDEMARK_CLICKHOUSE_ANALYST_URL", ("http", "https"), cluster
+                env, "TIDEMARK_CLICKHOUSE_ANALYST_URL", ("http", "https"), wanted=cluster
             ),
-            postgres_url=_url(env, "TIDEMARK_POSTGRES_URL", ("postgresql", "postgres"), cluster),
+            postgres_url=_url(
+                env, "TIDEMARK_POSTGRES_URL", ("postgresql", "postgres"), wanted=cluster
+            ),
             postgres_analyst_url=_url(
-                env, "TIDEMARK_POSTGRES_ANALYST_URL", ("postgresql", "postgres"), cluster
+                env, "TIDEMARK_POSTGRES_ANALYST_URL", ("postgresql", "postgres"), wanted=cluster
             ),
         )
         if cluster:
@@ -209,9 +214,11 @@ def _location(env: Mapping[str, str], name: str, default: Path) -> str:
     return text.rstrip("/")
 
 
-def _url(env: Mapping[str, str], name: str, schemes: tuple[str, ...], cluster: bool) -> str | None:
+def _url(
+    env: Mapping[str, str], name: str, schemes: tuple[str, ...], *, wanted: bool
+) -> str | None:
     text = env.get(name)
-    if not cluster or not text:
+    if not wanted or not text:
         return None
     # The value carries a password, so no message repeats it.
     try:

@@ -227,6 +227,12 @@ def build_layer(
         return layers.run(settings, connection, build_id, layer, clock)
 
 
+def layer_nodes(settings: Settings, build_id: int, layer: layers.Layer) -> list[layers.NodeRun]:
+    """What became of a layer's models and tests so far."""
+    with postgres.connect(settings) as connection:
+        return layers.recorded(connection, build_id, layer)
+
+
 def close_build(
     settings: Settings,
     build_id: int,

@@ -146,12 +146,21 @@ def run(
             " values (%s, %s, %s) on conflict do nothing",
             [build_id, layer, clock()],
         )
-    nodes = connection.execute(
-        "select node, name, status, seconds, rows from control.build_models"
-        " where build_id = %s and layer = %s and node = any(%s) order by finished_at, node",
-        [build_id, layer, [run.node for run in ended]],
-    )
-    return LayerReport(build_id, layer, tuple(NodeRun(**row) for row in nodes), len(done - due))
+    names = {run.node for run in ended}
+    nodes = [node for node in recorded(connection, build_id, layer) if node.node in names]
+    return LayerReport(build_id, layer, tuple(nodes), len(done - due))
+
+
+def recorded(connection: Connection, build_id: int, layer: Layer) -> list[NodeRun]:
+    """What became of the layer's nodes in this build, in the order they ended."""
+    return [
+        NodeRun(**row)
+        for row in connection.execute(
+            "select node, name, status, seconds, rows from control.build_models"
+            " where build_id = %s and layer = %s order by finished_at, node",
+            [build_id, layer],
+        )
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tidemark.load import Report
 
 
 def to_json(value: Any) -> str:
@@ -51,6 +54,21 @@ def emit(document: Any, human: Callable[[], None], *, as_json: bool) -> None:
         print(to_json(document))
     else:
         human()
+
+
+def load_table(report: "Report") -> tuple[tuple[str, ...], list[list[Any]]]:
+    """A load as a table: column names, then a row for each source and one for all."""
+    columns = ("lines", "stored", "duplicate", "quarantined", "refused")
+    by_source: dict[str, list[int]] = {}
+    for file in report.files:
+        for name in (file.file.split("/")[0], "all"):
+            total = by_source.setdefault(name, [0] * (len(columns) + 1))
+            total[0] += 1
+            for position, column in enumerate(columns, start=1):
+                total[position] += getattr(file.counts, column)
+    last = by_source.pop("all", [0] * (len(columns) + 1))
+    rows = [[source, *total] for source, total in by_source.items()]
+    return ("source", "files", *columns), [*rows, ["all", *last]]
 
 
 def note(line: str) -> None:

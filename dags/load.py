@@ -1,0 +1,67 @@
+"""# load
+
+Loads every landing file that is not loaded yet, each once and whole, daily at 02:00 UTC.
+A run of a backfill (`airflow backfill create --dag-id load`) does what `tidemark backfill` does:
+it loads what now stands in landing for its day and rebuilds that day.
+
+**It will not** load a file twice, load rows past their window, or fetch anything from a platform:
+files come to landing by other means. One broken file stops no other; `check_files` then fails.
+
+**By hand:** trigger it (parameter `as_of`, never in the future), or `tidemark load`.
+
+**When it fails:** the log of `check_files` names each file. Look at `tidemark status` first, then
+at docs/runbooks/load-failed.md; a file repaired under a new name is taken by the next run.
+"""
+
+from airflow.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk import dag, get_current_context, task
+
+from tidemark_airflow import defaults, runs
+
+
+@dag(
+    schedule="0 2 * * *",
+    doc_md=__doc__,
+    tags=["load", "raw"],
+    params={"as_of": runs.AS_OF},
+    **defaults.DAG,
+)
+def load() -> None:
+    @task
+    def load_files() -> dict:
+        from tidemark import flows, output
+        from tidemark.config import Settings
+
+        report = flows.load(
+            Settings.from_env(),
+            as_of=runs.as_of(get_current_context()),
+            now=runs.clock(),
+            note=runs.log.info,
+        )
+        columns, rows = output.load_table(report)
+        runs.log_table(columns, rows)
+        failed = [f"{file.file}: {file.error}" for file in report.files if file.error]
+        return {"all": dict(zip(columns[1:], rows[-1][1:], strict=True)), "failed": failed}
+
+    @task(outlets=[defaults.RAW])
+    def announce() -> None:
+        from tidemark import flows
+        from tidemark.config import Settings
+
+        # What is due and not what was loaded now: a try that was killed after its load counts too.
+        if not flows.is_due(Settings.from_env()):
+            raise AirflowSkipException("the marts show all that is loaded")
+
+    @task(retries=0)
+    def check_files(loaded: dict) -> None:
+        if loaded["failed"]:
+            raise AirflowFailException(
+                f"{len(loaded['failed'])} files: {'; '.join(loaded['failed'])}"
+            )
+
+    loaded = load_files()
+    loaded >> announce()
+    check_files(loaded)
+
+
+load()

@@ -1,0 +1,80 @@
+"""# transform
+
+Rebuilds the days that loads have touched, layer by layer with dbt, then ties load ledger, raw and
+marts out. Starts when `load` has left days due; a late file rebuilds its days and no others.
+
+**It will not** rebuild days whose raw rows have gone, nor a day that nothing touched. Between two
+tasks the warehouse is free: days that a load brings meanwhile are built too, before the gate.
+
+**By hand:** trigger it, or `tidemark build [--from D --to D]`. A task that is cleared or tried
+again runs what failed or never ended; of a build that a newer one took over nothing is left to do.
+
+**When it fails:** the log of the failed layer ends with a table of its models and tests; that of
+`gate` names the days and figures that differ. docs/runbooks/gate-failed.md says what to do.
+"""
+
+from typing import Any
+
+from airflow.sdk import dag, get_current_context, task
+
+from tidemark_airflow import defaults, runs
+
+
+@dag(
+    schedule=[defaults.RAW],
+    doc_md=__doc__,
+    tags=["dbt", "marts"],
+    params={"as_of": runs.AS_OF},
+    **defaults.DAG,
+)
+def transform() -> None:
+    @task
+    def begin() -> int:
+        from tidemark import flows
+        from tidemark.config import Settings
+
+        day = runs.as_of(get_current_context())
+        build_id = flows.open_build(
+            Settings.from_env(), as_of=day, clock=runs.clock, note=runs.log.info
+        )
+        return runs.or_skip(build_id, "no day is due")
+
+    @task
+    def run_layer(build_id: int, layer: Any) -> dict[str, Any]:
+        from tidemark import flows
+        from tidemark.config import Settings
+
+        settings = Settings.from_env()
+        with runs.superseded_is_skipped(), runs.nodes_told(settings, build_id, layer):
+            report = flows.build_layer(
+                settings, build_id, layer, clock=runs.clock, note=runs.log.info
+            )
+        return report.as_dict()
+
+    @task(outlets=[defaults.MARTS])
+    def gate(build_id: int, outlet_events: Any = None) -> dict[str, Any]:
+        from tidemark import flows
+        from tidemark import gate as gates
+        from tidemark.config import Settings
+
+        with runs.superseded_is_skipped():
+            report = flows.close_build(
+                Settings.from_env(),
+                build_id,
+                as_of=runs.as_of(get_current_context()),
+                clock=runs.clock,
+                gate=gates.tie_out,
+                note=runs.log.info,
+            )
+        outcome = runs.plain(report.as_dict())
+        outlet_events[defaults.MARTS].extra = {"build_id": build_id, "days": report.days}
+        return outcome
+
+    build_id = begin()
+    staging = run_layer.override(task_id="staging")(build_id, "staging")
+    intermediate = run_layer.override(task_id="intermediate")(build_id, "intermediate")
+    marts = run_layer.override(task_id="marts")(build_id, "marts")
+    staging >> intermediate >> marts >> gate(build_id)
+
+
+transform()

@@ -1,0 +1,1 @@
+"""What the DAGs share: defaults, assets, the failure notice, the approval of a plan."""
