@@ -7,7 +7,7 @@ from great_expectations import ExpectationSuite
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.row_conditions import Column, RowConditionType
 
-#: What identifies a row. kind: `measure` or `figure`; name: `orders`, `revenue` and so on.
+#: What identifies a row. kind: `measure`, `figure` or `condition`; name: `orders`, `revenue`, …
 KEY = ("kind", "name", "workspace_id", "local_date", "currency")
 SIDES = ("ledger", "raw", "marts")
 #: Counts are integers; money is exact text without trailing zeros.
@@ -22,14 +22,17 @@ COLUMNS = (
     "recount",
     "facts",
     "mart",
+    # Of a condition: how many things are open.
+    "open",
 )
 
 _IS_MEASURE = Column("kind") == "measure"
 _IS_FIGURE = Column("kind") == "figure"
+_IS_CONDITION = Column("kind") == "condition"
 _IS_RECOUNTED = Column("is_recounted") == True  # noqa: E712 - builds a condition
 
 
-def tie_out() -> ExpectationSuite:
+def tie_out(name: str = "tie_out") -> ExpectationSuite:
     """Ledger, raw and marts tell the same of every measure, and the daily marts of every figure.
 
     A measure is what the load ledger counts: per workspace, day and currency its rows, distinct
@@ -37,14 +40,14 @@ def tie_out() -> ExpectationSuite:
     equal what the facts behind it give and, where raw alone can tell, a recount of raw. A side
     that does not know of a row counts as zero there, so what is missing fails as what differs.
     """
-    return ExpectationSuite("tie_out", expectations=list(_expectations()))
+    return ExpectationSuite(name, expectations=list(_expectations()))
 
 
 def _expectations() -> Iterator[Expectation]:
     # Without it a frame that came out empty would pass everything else.
     yield gxe.ExpectTableRowCountToBeBetween(min_value={"$PARAMETER": "asked_rows"})
     yield gxe.ExpectCompoundColumnsToBeUnique(column_list=list(KEY))
-    yield gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=["measure", "figure"])
+    yield gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=["measure", "figure", "condition"])
     for side in SIDES:
         yield gxe.ExpectColumnValuesToBeBetween(
             column=f"{side}_events", min_value=0, row_condition=_IS_MEASURE
@@ -54,6 +57,9 @@ def _expectations() -> Iterator[Expectation]:
         yield _equal(f"ledger_{quantity}", f"raw_{quantity}", _IS_MEASURE & _IS_RECOUNTED)
     yield gxe.ExpectColumnValuesToNotBeNull(column="mart", row_condition=_IS_FIGURE)
     yield _equal("facts", "mart", _IS_FIGURE)
+    yield gxe.ExpectColumnValuesToBeInSet(
+        column="open", value_set=["0"], row_condition=_IS_CONDITION
+    )
     yield _equal("recount", "mart", _IS_FIGURE & _IS_RECOUNTED)
 
 

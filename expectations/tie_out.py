@@ -46,13 +46,20 @@ class Outcome:
     data_docs: Path
 
 
-def run(folder: Path, rows: Sequence[Mapping[str, Any]], asked_rows: int, now: datetime) -> Outcome:
+def run(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    asked_rows: int,
+    now: datetime,
+    name: str = NAME,
+) -> Outcome:
     """Validate rows with the columns `suites.COLUMNS` in the file context of a folder.
 
     Args:
         folder: where context, validation results and Data Docs lie; made if missing.
         asked_rows: the least number of rows there must be.
         now: the clock of this run; it names the validation result.
+        name: of checkpoint, suite and Data Docs pages.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(
@@ -61,16 +68,16 @@ def run(folder: Path, rows: Sequence[Mapping[str, Any]], asked_rows: int, now: d
     context = gx.get_context(mode="file", context_root_dir=folder)
     batch = (
         context.data_sources.add_or_update_pandas("frames")
-        .add_dataframe_asset(NAME)
+        .add_dataframe_asset(name)
         .add_batch_definition_whole_dataframe("all")
     )
-    suite = context.suites.add_or_update(suites.tie_out())
+    suite = context.suites.add_or_update(suites.tie_out(name))
     definition = context.validation_definitions.add_or_update(
-        gx.ValidationDefinition(name=NAME, data=batch, suite=suite)
+        gx.ValidationDefinition(name=name, data=batch, suite=suite)
     )
     checkpoint = context.checkpoints.add_or_update(
         gx.Checkpoint(
-            name=NAME,
+            name=name,
             validation_definitions=[definition],
             actions=[UpdateDataDocsAction(name="data_docs")],
             result_format={
@@ -90,7 +97,7 @@ def run(folder: Path, rows: Sequence[Mapping[str, Any]], asked_rows: int, now: d
     assert isinstance(validation, ExpectationSuiteValidationResult)
     validation_result_id = "/".join(identifier.to_tuple())  # type: ignore[no-untyped-call]
     docs = folder / "data_docs"
-    for page in ("index", f"expectations/{NAME}", f"validations/{validation_result_id}"):
+    for page in ("index", f"expectations/{name}", f"validations/{validation_result_id}"):
         _remove_beacon(docs / f"{page}.html")
     return Outcome(
         success=bool(result.success),

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from tidemark.cli_audit import audit
 from tidemark import cli_purge
+from tidemark.cli_audit import audit
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.cli_retention import hold_app, override_app
 from tidemark.config import Settings

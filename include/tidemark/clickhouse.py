@@ -3,7 +3,7 @@
 import http.client
 import json
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote, urlencode, urlsplit
@@ -203,6 +203,27 @@ def stream_insert(
     """
     parameters = {**(params or {}), "query": query}
     return _post(settings, role, parameters, _chunks(body), content_encoding, timeout).summary
+
+
+def insert_rows(
+    settings: Settings,
+    table: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    params: Mapping[str, str] | None = None,
+) -> None:
+    """Insert a few rows of plain values, by name; nothing where there are none.
+
+    Args:
+        params: HTTP parameters such as `session_id`.
+
+    Raises:
+        ClickHouseError: the insert failed.
+        TidemarkError: ClickHouse does not answer.
+    """
+    if rows:
+        body = "\n".join(json.dumps(row) for row in rows).encode()
+        stream_insert(settings, f"insert into {table} format JSONEachRow", [body], params=params)
 
 
 def apply_schema(settings: Settings) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
@@ -22,8 +22,10 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from tidemark import clickhouse, policy
+from tidemark import clickhouse, load, policy
+from tidemark import plan as planning
 from tidemark.build import ScopeDay
+from tidemark.cold import ReadBack
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.postgres import Connection
@@ -86,10 +88,29 @@ class Verdict:
     statistics: dict[str, Any]
     #: The index page of the Data Docs.
     data_docs: str
+    #: The plan and the class it speaks of; None where it speaks of a build.
+    plan_id: str | None = None
+    data_class: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as JSON: counts and sums, no row of data."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must not stand in a purge's way, and how much of it does."""
+
+    name: str
+    workspace_id: str
+    #: How many things are open; 0 lets the purge pass.
+    open: int
+    #: What to do about it.
+    advice: str
+
+    def __str__(self) -> str:
+        where = f" of workspace {self.workspace_id}" if self.workspace_id else ""
+        return f"{self.open} {self.name.replace('_', ' ')}{where}: {self.advice}"
 
 
 def tie_out(
@@ -111,43 +132,240 @@ def tie_out(
     ladder = policy.read(settings)
     asked = _asked(settings, ladder, days)
     comparison = _Comparison(settings, connection, ladder, asked)
+    return _judge(settings, connection, comparison, (), as_of, now)
+
+
+def prove(
+    settings: Settings,
+    connection: Connection,
+    plan: planning.Plan,
+    data_class: str,
+    now: datetime,
+    *,
+    copies: Sequence[ReadBack],
+) -> Verdict:
+    """Tie one class of a plan out, and ask for everything else that a purge of it needs.
+
+    Args:
+        connection: commits by itself; the verdict is stored through it, under the plan's id.
+        copies: what reading the cold copies back found.
+        now: the clock of this run; it dates the verdict and names the validation result.
+
+    Raises:
+        TidemarkError: a store does not answer, or the plan has nothing of this class.
+    """
+    ladder = policy.read(settings)
+    steps = plan.of(data_class)
+    if not steps:
+        raise TidemarkError(f"plan {plan.plan_id} has no step of {data_class}")
+    asked = _due(settings, connection, ladder, steps, data_class)
+    comparison = _Comparison(settings, connection, ladder, asked, data_class)
+    found = [
+        *conditions(settings, connection, ladder, plan, data_class),
+        *_cold(steps, copies),
+    ]
+    return _judge(settings, connection, comparison, found, plan.as_of, now, plan, data_class)
+
+
+def _judge(
+    settings: Settings,
+    connection: Connection,
+    comparison: "_Comparison",
+    conditions: Sequence[Condition],
+    as_of: date,
+    now: datetime,
+    plan: planning.Plan | None = None,
+    data_class: str | None = None,
+) -> Verdict:
     rows = comparison.rows()
+    rows += [_condition_row(condition) for condition in conditions]
+    asked_rows = comparison.asked_rows + len(conditions)
     checkpoint = _expectations(settings)
-    outcome = checkpoint.run(settings.expectations, rows, comparison.asked_rows, now)
-    failures = _failures(outcome.failures, rows)
-    every_day = {pair for pairs in asked.values() for pair in pairs}
+    name = f"purge_{data_class}" if data_class else checkpoint.NAME
+    outcome = checkpoint.run(settings.expectations, rows, asked_rows, now, name)
+    shown = {(own.name, own.workspace_id): str(own) for own in conditions}
+    failures = _failures(outcome.failures, rows, shown)
+    every_day = comparison.all_days.pairs
     statistics = {
         "rows": len(rows),
-        "asked_rows": comparison.asked_rows,
+        "asked_rows": asked_rows,
         "workspace_days": len(every_day),
         "first_day": min((day.isoformat() for _, day in every_day), default=None),
         "last_day": max((day.isoformat() for _, day in every_day), default=None),
-        "not_recounted": sum(not row["is_recounted"] for row in rows),
+        "not_recounted": sum(row["is_recounted"] is False for row in rows),
+        "conditions": {
+            f"{condition.name}:{condition.workspace_id}": condition.open for condition in conditions
+        },
+        "notes": sorted(
+            {condition.advice for condition in conditions if not condition.open} - {""}
+        ),
         "expectations": outcome.evaluated,
         "failed_expectations": len(outcome.failures),
         "differences": max((failure.count for failure in outcome.failures), default=0),
     }
     with connection.transaction():
         stored = connection.execute(
-            "insert into control.verdicts (checkpoint, run_id, validation_result_id, success,"
-            " as_of, created_at, statistics) values (%s, %s, %s, %s, %s, %s, %s)"
-            " returning verdict_id",
+            "insert into control.verdicts (checkpoint, plan_id, class, run_id,"
+            " validation_result_id, success, as_of, created_at, statistics)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s) returning verdict_id",
             [
-                checkpoint.NAME, outcome.run_name, outcome.validation_result_id, outcome.success,
-                as_of, now, Jsonb(statistics),
+                name, plan.plan_id if plan else None, data_class, outcome.run_name,
+                outcome.validation_result_id, outcome.success, as_of, now, Jsonb(statistics),
             ],
         ).fetchone()  # fmt: skip
     assert stored is not None
     return Verdict(
         success=outcome.success,
-        checkpoint=checkpoint.NAME,
+        checkpoint=name,
         verdict_id=int(stored["verdict_id"]),
         validation_result_id=outcome.validation_result_id,
         checked=len(rows),
         failures=failures,
         statistics=statistics,
         data_docs=str(outcome.data_docs),
+        plan_id=plan.plan_id if plan else None,
+        data_class=data_class,
     )
+
+
+def _due(
+    settings: Settings,
+    connection: Connection,
+    ladder: policy.Policy,
+    steps: Sequence[planning.Step],
+    name: str,
+) -> dict[str, set[WorkspaceDay]]:
+    """The workspace days that a class of a plan closes.
+
+    A day counts that the load ledger or raw knows of: what one of them has forgotten must differ.
+    """
+    data_class = ladder.classes[name]
+    asked: dict[str, set[WorkspaceDay]] = {group: set() for group in data_class.measures.values()}
+    bounds = _bounds(steps)
+    known = connection.execute(
+        f"select distinct days.measure, days.workspace_id, days.local_date"
+        f" from control.load_days as days {_WITHIN} where days.measure = any(%s)",
+        [*bounds, list(data_class.measures)],
+    ).fetchall()
+    for row in known:
+        asked[data_class.measures[row["measure"]]].add((row["workspace_id"], row["local_date"]))
+    for measure, select in planning.effects(settings, ladder, steps).items():
+        for row in clickhouse.rows(
+            settings, f"select distinct workspace_id, local_date from ({select})"
+        ):
+            asked[data_class.measures[measure]].add((row["workspace_id"], _day(row["local_date"])))
+    return asked
+
+
+#: Days of the load ledger within the steps that `_bounds` tells.
+_WITHIN = (
+    "inner join unnest(%s::text[], %s::date[], %s::date[]) as due (workspace_id, month, cutoff)"
+    " on days.workspace_id = due.workspace_id and days.local_date >= due.month"
+    " and days.local_date < least(due.cutoff, (due.month + interval '1 month')::date)"
+)
+
+
+def _bounds(steps: Sequence[planning.Step]) -> list[list[Any]]:
+    ranges = {(own.workspace_id, step.month, own.cutoff) for step in steps for own in step.ranges}
+    return [list(column) for column in zip(*sorted(ranges), strict=True)]
+
+
+def conditions(
+    settings: Settings,
+    connection: Connection,
+    ladder: policy.Policy,
+    plan: planning.Plan,
+    data_class: str,
+) -> list[Condition]:
+    """What besides the figures a purge of a class asks for; those with something open block it."""
+    steps = plan.of(data_class)
+    own = ladder.classes[data_class]
+    backup = ladder.gate.verified_backup
+    found = [
+        Condition(
+            "verified_backup_missing",
+            "",
+            int(backup.required),
+            f"no verified backup younger than {backup.hours} hours is known"
+            + ("" if backup.required else "; the policy lets it pass"),
+        )
+    ]
+    if not own.measures:
+        return found
+    (touched,) = connection.execute(
+        f"select count(*) as days from control.touched_days as days {_WITHIN}"
+        " where days.measure = any(%s) and days.batch_id >"
+        " coalesce((select max(last_batch_id) from control.builds where success), 0)",
+        [*_bounds(steps), list(own.measures)],
+    ).fetchall()
+    unloaded = load.unloaded(settings, connection, ladder, ladder.sources_of(data_class))
+    return [
+        *found,
+        Condition(
+            "days_loaded_since_the_last_build",
+            "",
+            touched["days"],
+            "run `tidemark build`, then plan again",
+        ),
+        Condition(
+            "days_of_an_unfinished_build",
+            "",
+            _pending_days(settings, steps, own),
+            "run `tidemark build` until it succeeds",
+        ),
+        *(
+            Condition(
+                "unloaded_landing_files",
+                workspace_id,
+                sum(file.workspace_id == workspace_id for file in unloaded),
+                "run `tidemark load`, then `tidemark build`",
+            )
+            for workspace_id in sorted({name for step in steps for name in step.workspaces})
+        ),
+    ]
+
+
+def _pending_days(
+    settings: Settings, steps: Sequence[planning.Step], data_class: policy.DataClass
+) -> int:
+    if not clickhouse.rows(
+        settings,
+        "select 1 from system.tables where database = 'intermediate' and name = 'pending_days'",
+    ):
+        return 0
+    groups = ", ".join(_literal(group) for group in sorted(set(data_class.measures.values())))
+    due = " or ".join(f"({step.predicate('date_day')})" for step in steps)
+    (row,) = clickhouse.rows(
+        settings,
+        "select count() as days from intermediate.pending_days final"
+        f" where measure_group in ({groups}) and ({due})",
+    )
+    return int(row["days"])
+
+
+def _cold(steps: Sequence[planning.Step], copies: Sequence[ReadBack]) -> list[Condition]:
+    if not any("cold" in step.expiry for step in steps):
+        return []
+    failures = [failure for copy in copies for failure in copy.failures]
+    unread = [
+        step.month
+        for step in steps
+        if "cold" in step.expiry and not any(copy.month == step.month for copy in copies)
+    ]
+    failures += [f"no cold copy of {month:%Y-%m} was read back" for month in unread]
+    return [Condition("faults_of_cold_copies", "", len(failures), "; ".join(failures[:SHOWN]))]
+
+
+def _condition_row(condition: Condition) -> dict[str, Any]:
+    return {
+        "kind": "condition",
+        "name": condition.name,
+        "workspace_id": condition.workspace_id,
+        "local_date": "",
+        "currency": "",
+        "is_recounted": None,
+        "open": str(condition.open),
+    }
 
 
 class _Days:
@@ -197,6 +415,7 @@ class _Comparison:
         connection: Connection,
         ladder: policy.Policy,
         asked: Mapping[str, Collection[WorkspaceDay]],
+        only: str | None = None,
     ) -> None:
         self.settings = settings
         self.connection = connection
@@ -207,7 +426,7 @@ class _Comparison:
             measure: (class_name, group)
             for class_name, data_class in ladder.classes.items()
             for measure, group in data_class.measures.items()
-            if group in asked
+            if group in asked and only in (None, class_name)
         }
         self.frozen = {
             (row["workspace_id"], row["measure_group"], row["local_date"])
@@ -218,6 +437,7 @@ class _Comparison:
                 )
             )
         }
+        self.purged = self._purged()
         self.sales_group = {
             row["workspace_id"]: row["revenue_source"]
             for row in connection.execute("select workspace_id, revenue_source from app.workspaces")
@@ -242,9 +462,12 @@ class _Comparison:
             raw = pool.map(self._raw, raw_queries.items())
             figures = pool.map(self._figures, figure_queries)
             measures = self._measure_rows(
-                {"ledger": ledger, "raw": dict(pair for side in raw for pair in side),
-                 "marts": marts.result()}
-            )  # fmt: skip
+                {
+                    "ledger": ledger,
+                    "raw": _sum([*(pair for side in raw for pair in side), *self.purged.items()]),
+                    "marts": marts.result(),
+                }
+            )
             told: dict[tuple[str, str, str, date], Mapping[str, Any]] = {}
             for side, group, found in figures:
                 for row in found:
@@ -294,8 +517,11 @@ class _Comparison:
 
     def _carriers(self, measure: str) -> _Days:
         """The days whose rows may carry some of a measure: those of the loads that brought it."""
-        group = self.measures[measure][1]
-        siblings = list(self.ladder.classes[self.measures[measure][0]].measures)
+        siblings, group = next(
+            (list(own.measures), own.measures[measure])
+            for own in self.ladder.classes.values()
+            if measure in own.measures
+        )
         pairs = sorted(self.asked[group].pairs)
         rows = self.connection.execute(
             "select distinct workspace_id, local_date from control.load_days"
@@ -305,6 +531,18 @@ class _Comparison:
             [siblings, measure, [pair[0] for pair in pairs], [pair[1] for pair in pairs]],
         )
         return _Days({*pairs, *((row["workspace_id"], row["local_date"]) for row in rows)})
+
+    def _purged(self) -> dict[Key, Totals]:
+        """What has gone of days that closed, as it was counted when it went."""
+        pairs = sorted({(workspace_id, day) for workspace_id, _, day in self.frozen})
+        rows = self.connection.execute(
+            "select workspace_id, measure, local_date, currency, sum(event_count) as events,"
+            " sum(distinct_ids) as ids, sum(money) as money from control.purged_rows"
+            " where measure = any(%s) and (workspace_id, local_date) in"
+            " (select * from unnest(%s::text[], %s::date[])) group by 1, 2, 3, 4",
+            [list(self.measures), [pair[0] for pair in pairs], [pair[1] for pair in pairs]],
+        ).fetchall()
+        return _totals(filter(self._is_asked, rows))
 
     def _raw(self, query: tuple[str, str]) -> list[tuple[Key, Totals]]:
         measure, statement = query
@@ -322,9 +560,9 @@ class _Comparison:
         return _totals(filter(self._is_asked, rows))
 
     def _is_asked(self, row: Mapping[str, Any]) -> bool:
-        # A measure that the policy does not know is compared too, and fails.
         if row["measure"] not in self.measures:
-            return True
+            # A measure that the policy does not know is compared too, and fails.
+            return all(row["measure"] not in own.measures for own in self.ladder.classes.values())
         group = self.measures[row["measure"]][1]
         return (row["workspace_id"], row["local_date"]) in self.asked[group].pairs
 
@@ -333,6 +571,7 @@ class _Comparison:
             key for side in sides.values() for key, totals in side.items() if totals != _NOTHING
         }
         present = {key[:3] for key in keys}
+        purged = {key[:3] for key in self.purged}
         keys |= {
             (measure, workspace_id, day, "")
             for measure, (_, group) in self.measures.items()
@@ -349,7 +588,8 @@ class _Comparison:
                 "workspace_id": workspace_id,
                 "local_date": day.isoformat(),
                 "currency": currency,
-                "is_recounted": (workspace_id, group, day) not in self.frozen,
+                "is_recounted": (workspace_id, group, day) not in self.frozen
+                or (measure, workspace_id, day) in purged,
             }
             for side, totals in sides.items():
                 events, ids, money = totals.get(key, _NOTHING)
@@ -360,9 +600,17 @@ class _Comparison:
     # -- figures -------------------------------------------------------------------------------
 
     def _figure_days(self, group: str) -> _Days:
-        if group != "sales":
-            return self.asked.get(group, _Days())
-        return _Days(pair for own in _SALES for pair in self.asked.get(own, _Days()).pairs)
+        """The days whose figures can be told: on a closed one the facts behind them are gone."""
+        groups = _SALES if group == "sales" else (group,)
+        return _Days(
+            (workspace_id, day)
+            for own in groups
+            for workspace_id, day in self.asked.get(own, _Days()).pairs
+            if (workspace_id, self._own_group(workspace_id, group), day) not in self.frozen
+        )
+
+    def _own_group(self, workspace_id: str, group: str) -> str:
+        return self.sales_group.get(workspace_id, "") if group == "sales" else group
 
     def _figure_queries(self) -> list[tuple[str, str, str, _Days]]:
         """Side, group, statement and days of each query."""
@@ -395,11 +643,9 @@ class _Comparison:
                 mart = told.get(("mart", "", workspace_id, day), {})
                 facts = told.get(("facts", group, workspace_id, day), {})
                 recount = told.get(("recount", group, workspace_id, day), {})
-                own_group = self.sales_group.get(workspace_id, "") if group == "sales" else group
-                is_frozen = (workspace_id, own_group, day) in self.frozen
                 for name in names:
                     value = recount.get(name, 0)
-                    is_recounted = not (is_frozen or name in NOT_IN_RAW or value is None)
+                    is_recounted = not (name in NOT_IN_RAW or value is None)
                     rows.append(
                         {
                             "kind": "figure",
@@ -420,19 +666,28 @@ class _Comparison:
 
 
 def _totals(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Totals]:
-    totals: dict[Key, Totals] = {}
-    for row in rows:
-        key = (
-            row["measure"],
-            row["workspace_id"],
-            row["local_date"],
-            shown_currency(row["currency"]),
+    return _sum(
+        (
+            (
+                row["measure"],
+                row["workspace_id"],
+                row["local_date"],
+                shown_currency(row["currency"]),
+            ),
+            (int(row["events"]), int(row["ids"]), str(row["money"])),
         )
-        events, ids, money = totals.get(key, _NOTHING)
+        for row in rows
+    )
+
+
+def _sum(pairs: Iterable[tuple[Key, Totals]]) -> dict[Key, Totals]:
+    totals: dict[Key, Totals] = {}
+    for key, (events, ids, money) in pairs:
+        before = totals.get(key, _NOTHING)
         totals[key] = (
-            events + int(row["events"]),
-            ids + int(row["ids"]),
-            exact(_WIDE.add(Decimal(money), Decimal(row["money"]))),
+            before[0] + events,
+            before[1] + ids,
+            exact(_WIDE.add(Decimal(before[2]), Decimal(money))),
         )
     return totals
 
@@ -500,14 +755,18 @@ def _expectations(settings: Settings) -> ModuleType:
     return importlib.import_module(f"{package}.tie_out")
 
 
-def _failures(failures: Iterable[Any], rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def _failures(
+    failures: Iterable[Any],
+    rows: Iterable[Mapping[str, Any]],
+    conditions: Mapping[tuple[str, str], str],
+) -> tuple[str, ...]:
     """A line for each row that breaks an expectation, then for what breaks none by itself."""
     broken = {key: None for failure in failures for key in failure.keys}
     by_key = {
         (row["kind"], row["name"], row["workspace_id"], row["local_date"], row["currency"]): row
         for row in rows
     }
-    lines = [_line(by_key[key]) for key in broken if key in by_key]
+    lines = [_line(by_key[key], conditions) for key in broken if key in by_key]
     lines += [
         f"{failure.expectation} does not hold{' of ' if failure.columns else ''}"
         f"{', '.join(failure.columns)}"
@@ -517,7 +776,9 @@ def _failures(failures: Iterable[Any], rows: Iterable[Mapping[str, Any]]) -> tup
     return tuple(lines[:SHOWN])
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, Any], conditions: Mapping[tuple[str, str], str]) -> str:
+    if row["kind"] == "condition":
+        return conditions[row["name"], row["workspace_id"]]
     where = f"{row['name']}, workspace {row['workspace_id']}, {row['local_date']}"
     if row["kind"] == "figure":
         raw = f"raw {row['recount']}, " if row["is_recounted"] else ""

@@ -165,6 +165,60 @@ def run(
     return Report(as_of, tuple(reports), unchanged, tuple(notes))
 
 
+def effects(settings: Settings, class_name: str) -> dict[str, str]:
+    """Per measure of a class, the query of what the load ledger counts of raw.
+
+    Raw tables stand in it as `{{ raw.orders }}`.
+
+    Raises:
+        TidemarkError: the class has no SQL file, or the file lacks a block.
+    """
+    return _ClassSql(settings, class_name).effects
+
+
+def unloaded(
+    settings: Settings, connection: Connection, ladder: policy.Policy, sources: Sequence[str]
+) -> list[LandingFile]:
+    """Files of these sources that stand in landing and are not loaded.
+
+    Raises:
+        TidemarkError: landing or a store cannot be read.
+    """
+    if not sources:
+        return []
+    files, _ = discover(settings.landing, ladder, sources, None)
+    row = connection.execute(
+        "select exists (select from control.keys where workspace_id = %s and purpose = 'ledger')"
+        " as made",
+        [keys.LEDGER_WORKSPACE],
+    ).fetchone()
+    if row is None or not row["made"]:
+        return files
+    ledger_key = keys.Keyring.from_settings(settings).key(
+        connection, keys.LEDGER_WORKSPACE, "ledger"
+    )
+    loaded = {
+        tuple(row.values())
+        for row in connection.execute(
+            "select source, workspace_id, delivery_date, file_name_hash, file_sha256"
+            " from control.loads where status = 'loaded' and source = any(%s)",
+            [list(sources)],
+        )
+    }
+    return [
+        file
+        for file in files
+        if (
+            file.source,
+            file.workspace_id,
+            file.delivery_date,
+            _name_hash(ledger_key, file.name),
+            file.sha256(),
+        )
+        not in loaded
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Item:
     """A file to load: new, or again for the lines it has in quarantine."""
@@ -267,7 +321,14 @@ class _ClassSql:
             self.version = blocks.pop("version")
         except KeyError as error:
             raise TidemarkError(f"{self.path} has no block {error}") from error
+        #: Columns of rows with days of their own, and what of them may still load.
+        self.carried = {
+            n.split()[1]: blocks.pop(n) for n in list(blocks) if n.startswith("carried ")
+        }
+        standing = blocks.pop("standing", None)
         self.targets = {n.split()[1]: b for n, b in blocks.items() if n.startswith("target ")}
+        #: The rows in raw that a new row of their key may replace.
+        self.standing = f"({standing})" if standing else next(iter(self.targets))
         self.effects = {n.split()[1]: b for n, b in blocks.items() if n.startswith("effects ")}
 
 
@@ -335,7 +396,7 @@ class _Loader:
         return items, unchanged
 
     def _name_hash(self, name: str) -> str:
-        return privacy.keyed_hash(self.ledger_key, name.encode("utf-8", "surrogateescape"))
+        return _name_hash(self.ledger_key, name)
 
     def _claim(self, file: LandingFile, name_hash: str, sha256: str) -> int:
         with self.connection.transaction():
@@ -513,6 +574,8 @@ class _Loader:
             f"{column} in (select subject_hash from tidemark_erased)"
             for column in data_class.subjects
         )
+        carried = ", ".join(f"{part} as {column}" for column, part in sql.carried.items())
+        carrier = " or ".join(f"notEmpty({column})" for column in sql.carried)
         return self._template(
             "parse",
             columns=", ".join(map(_quoted, self._columns("load.lines"))),
@@ -520,6 +583,8 @@ class _Loader:
             retryable=str(RETRYABLE),
             measure_group=next(iter(data_class.measures.values())),
             is_erased=erased or "false",
+            carried=f" replace ({carried})" if carried else "",
+            is_carrier=f"({carrier})" if carrier else "false",
             row_key=sql.key,
             version=sql.version,
         )
@@ -670,7 +735,6 @@ class _Loader:
 
         Keys that stand once, by far the most, get no entry: their rows are stored.
         """
-        primary = next(iter(sql.targets))
         key = self._raw_expression(sql.key)
         version = self._raw_expression(sql.version)
         bounds = "workspace_id in (select distinct workspace_id from load.stage)"
@@ -683,7 +747,7 @@ class _Loader:
         self._run(
             "create table load.contested (row_key UInt128) engine = MergeTree order by row_key"
         )
-        parts = {"row_key": key, "version": version, "table": primary, "bounds": bounds}
+        parts = {"row_key": key, "version": version, "table": sql.standing, "bounds": bounds}
         self._run(self._template("contested", **parts))
         self._run(
             "create table load.fates (load_id UInt64, line_number UInt64, seq UInt64,"
@@ -928,6 +992,10 @@ class _Loader:
 
     def _rows(self, query: str, params: dict[str, str] | None = None) -> list[dict[str, Any]]:
         return clickhouse.rows(self.settings, query, params=params)
+
+
+def _name_hash(ledger_key: bytes, name: str) -> str:
+    return privacy.keyed_hash(ledger_key, name.encode("utf-8", "surrogateescape"))
 
 
 def _next(table: str) -> str:

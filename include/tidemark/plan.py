@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
 
-from tidemark import clickhouse, policy
+from tidemark import clickhouse, load, policy
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.postgres import Connection
@@ -200,9 +201,7 @@ def step_from_dict(document: Mapping[str, Any]) -> Step:
         action=document["action"],
         expiry=tuple(document["expiry"]),
         ranges=tuple(
-            Range(
-                own["workspace_id"], own["source"], _day(own["first_day"]), _day(own["cutoff"])
-            )
+            Range(own["workspace_id"], own["source"], _day(own["first_day"]), _day(own["cutoff"]))
             for own in document["ranges"]
         ),
         targets=tuple(
@@ -274,9 +273,7 @@ def observe(
     for name in due_classes(ladder):
         for table in _tables_of(ladder.classes[name]):
             if table in tables:
-                standing += _standing(
-                    settings, ladder, name, tables[table], as_of, windows, holds
-                )
+                standing += _standing(settings, ladder, name, tables[table], as_of, windows, holds)
     return State(windows, holds, tables, tuple(standing))
 
 
@@ -297,7 +294,6 @@ def cutoffs(
     A window of the policy ends with whole months, so that partitions can be dropped: rows go up
     to 31 days after it. A workspace's own ends on its day.
     """
-    data_class = ladder.classes[name]
     for source, window_class in ladder.window_classes(name):
         oldest = ladder.classes[window_class].oldest_day(as_of)
         if oldest is None:
@@ -307,7 +303,6 @@ def cutoffs(
         for (workspace_id, own_class), window in sorted(windows.items()):
             if own_class == window_class and window.start(as_of) > default:
                 yield workspace_id, source, window.start(as_of)
-    del data_class
 
 
 def _standing(
@@ -400,7 +395,7 @@ def _subject_conditions(
     for column in own:
         yield f"(workspace_id, {identifier(column)}) in {held}"
     link = data_class.subject_links.get(table)
-    if link is not None and not own:
+    if link is not None:
         keys = ", ".join(identifier(column) for column in ("workspace_id", *link.columns))
         people = " or ".join(
             f"(workspace_id, {identifier(column)}) in {held}" for column in data_class.subjects
@@ -409,9 +404,7 @@ def _subject_conditions(
 
 
 def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:
-    wanted = {
-        table for name in due_classes(ladder) for table in _tables_of(ladder.classes[name])
-    }
+    wanted = {table for name in due_classes(ladder) for table in _tables_of(ladder.classes[name])}
     keys = {
         row["name"]: row["partition_key"]
         for row in clickhouse.rows(
@@ -430,7 +423,8 @@ def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:
     ):
         table = row["table"]
         if table in keys and not row["type"].startswith("AggregateFunction"):
-            is_measure = ladder.columns.get(table, {}).get(row["name"], "").startswith("measure")
+            known = ladder.columns.get(table, {}).get(row["name"])
+            is_measure = known is not None and known.kind == "measure"
             if row["is_in_sorting_key"] or is_measure or row["name"] in ("load_id", "line_number"):
                 columns[table].append(row["name"])
     partitions: dict[str, dict[str, int]] = defaultdict(dict)
@@ -477,11 +471,7 @@ def decide(ladder: policy.Policy, state: State, as_of: date) -> Plan:
             waits = _waits_for_raw(ladder, name, standing, held)
             held += waits
             waiting = {own.workspace_id for own in waits}
-            due = [
-                own
-                for own in standing
-                if not own.is_held and own.workspace_id not in waiting
-            ]
+            due = [own for own in standing if not own.is_held and own.workspace_id not in waiting]
             if due:
                 steps.append(_step(ladder, state, name, month, due, as_of))
     rows = sum(step.rows for step in steps)
@@ -636,10 +626,31 @@ def due_predicate(month: date, ranges: Sequence[Range], day: str) -> str:
     )
 
 
-def fingerprint(columns: Sequence[str]) -> str:
+def fingerprint(columns: Sequence[str], predicate: str = "true") -> str:
     """SQL of a sum over rows that does not depend on their order, their parts or merges."""
     hashed = ", ".join(identifier(column) for column in columns)
-    return f"toString(sum(reinterpretAsUInt128(sipHash128({hashed}))))"
+    return f"toString(sumIf(reinterpretAsUInt128(sipHash128({hashed})), {predicate}))"
+
+
+def effects(settings: Settings, ladder: policy.Policy, steps: Sequence[Step]) -> dict[str, str]:
+    """Per measure of these steps' one class, what the load ledger counts of the rows to go."""
+    (name,) = {step.data_class for step in steps}
+    if not ladder.classes[name].measures:
+        return {}
+    going: dict[str, list[str]] = defaultdict(list)
+    for step in steps:
+        for target in step.targets:
+            going[target.table].append(f"({target.predicate})")
+    return {
+        measure: re.sub(
+            r"\{\{ (raw\.\w+) \}\}",
+            lambda found: (
+                f"(select * from {found[1]} where {' or '.join(going[found[1]]) or 'false'})"
+            ),
+            select,
+        )
+        for measure, select in load.effects(settings, name).items()
+    }
 
 
 # -- keeping plans -------------------------------------------------------------------------------

@@ -1,0 +1,618 @@
+"""The one door through which rows are destroyed: gated, permitted, verified, in the ledger.
+
+Each step is begun in the ledger before anything goes. From then on its days are closed to loads
+and builds, so a killed run is finished from the ledger alone.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, timedelta
+from typing import Any, Protocol
+
+from tidemark import build as building
+from tidemark import clickhouse, cold, ledger, policy
+from tidemark import plan as planning
+from tidemark.config import Settings
+from tidemark.errors import Refused, TidemarkError
+from tidemark.keys import Keyring
+from tidemark.plan import Plan, Step, Target
+from tidemark.postgres import Connection
+
+#: Seconds to wait for a mutation that an earlier run left behind, and for the bytes to go.
+PATIENCE = 3600.0
+
+BEGUN, DONE, REFUSED = "step_begun", "step_done", "step_refused"
+_SALES = frozenset({"orders", "payments"})
+
+
+class Verdict(Protocol):
+    """What the purge asks of a gate's answer; `control.verdicts` has to say the same."""
+
+    @property
+    def verdict_id(self) -> int:
+        """Its number there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What became of a step."""
+
+    step_id: str
+    data_class: str
+    month: date
+    action: str
+    workspaces: tuple[str, ...]
+    #: Rows destroyed, without those derived from them.
+    rows: int
+    #: done, resumed, refused or held.
+    status: str
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a guard stopped it."""
+        return self.status == "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Everything a purge needs; `note` is called at each boundary of a step."""
+
+    settings: Settings
+    #: Commits by itself.
+    connection: Connection
+    ladder: policy.Policy
+    keyring: Keyring
+    clock: Callable[[], datetime]
+    note: Callable[[str], None] = lambda _line: None
+
+    # -- what the command line and the DAGs call ---------------------------------------------------
+
+    def resume(self) -> tuple[StepReport, ...]:
+        """Finish the steps that were begun and not ended: they are closed, and have to go.
+
+        Raises:
+            Refused: rows came in behind a closed step.
+            TidemarkError: a store does not answer, or a figure of a closed day changed.
+        """
+        reports = []
+        for begun in self._open_steps():
+            step = planning.step_from_dict(begun["step"])
+            if self._is_held(step):
+                reports.append(_report(step, 0, "held", "a hold came after the step was begun"))
+                continue
+            self.note(f"finishing {step.data_class} {step.month:%Y-%m}, which was begun")
+            reports.append(self._finish(step, begun, "resumed"))
+        return tuple(reports)
+
+    def purge(
+        self,
+        plan: Plan,
+        verdicts: Mapping[str, Verdict | None],
+        *,
+        as_of: date,
+        approved_by: str | None = None,
+        only: str | None = None,
+    ) -> tuple[StepReport, ...]:
+        """Destroy what a plan says, class by class, as far as its verdicts let it.
+
+        Args:
+            verdicts: of the gate, by class.
+            as_of: the day that decides: the plan's own.
+            approved_by: who let a plan over the policy's size go.
+            only: this class of the plan alone.
+
+        Returns:
+            What became of each step; a class whose guard said no has none done.
+
+        Raises:
+            Refused: the day is not the plan's or lies in the future, or the plan needs approval.
+            TidemarkError: a store does not answer, or a figure changed.
+        """
+        if as_of != plan.as_of:
+            raise Refused(f"plan {plan.plan_id} is of {plan.as_of}, not of {as_of}")
+        refuse_future(as_of, self.clock())
+        Plan.from_dict(plan.as_dict())
+        if plan.policy_sha256 != self.ladder.sha256:
+            raise Refused(
+                f"{policy.path(self.settings)} changed since plan {plan.plan_id}: plan again"
+            )
+        if plan.needs_approval and not approved_by:
+            raise Refused(
+                f"plan {plan.plan_id} destroys {plan.rows} rows, more than the"
+                f" {self.ladder.purge.approval_rows} that go without a person's approval:"
+                " look at it with `tidemark plan` and approve it"
+            )
+        planning.store(self.connection, plan, self.clock())
+        done = {entry["step_id"] for entry in self._entries(DONE)}
+        reports: list[StepReport] = []
+        for name in plan.classes:
+            for step in plan.of(name):
+                if step.step_id in done or only not in (None, name):
+                    continue
+                try:
+                    proof = self._checked(plan, name, verdicts.get(name))
+                    reports.append(self._begin(plan, step, proof, approved_by))
+                except Refused as error:
+                    self._enter(
+                        REFUSED,
+                        {"plan_id": plan.plan_id, "step_id": step.step_id, "reason": str(error)},
+                    )
+                    reports.append(_report(step, 0, "refused", str(error)))
+        return tuple(reports)
+
+    def unfinished(self) -> tuple[str, ...]:
+        """The steps that were begun and not ended, a line each."""
+        steps = [planning.step_from_dict(begun["step"]) for begun in self._open_steps()]
+        return tuple(f"{step.data_class} {step.month:%Y-%m}, {step.rows} rows" for step in steps)
+
+    def verify(self, plan: Plan) -> tuple[str, ...]:
+        """Read the stores again for every step of a plan that is done.
+
+        Returns:
+            A line for each thing that is not as it has to be.
+        """
+        done = {entry["step_id"] for entry in self._entries(DONE)}
+        begun = {entry["step"]["step_id"]: entry for entry in self._entries(BEGUN)}
+        problems: list[str] = []
+        for step in plan.steps:
+            if step.step_id in done:
+                problems += self._left(step)
+                problems += self._changed(step, begun[step.step_id]["aggregates"])
+        problems += [
+            f"{table} is left over from a build: run `tidemark build`, or drop it"
+            for table in orphans(self.settings)
+        ]
+        return tuple(problems)
+
+    # -- a step ------------------------------------------------------------------------------------
+
+    def _begin(
+        self, plan: Plan, step: Step, proof: Mapping[str, Any], approved_by: str | None
+    ) -> StepReport:
+        if self._is_held(step):
+            raise Refused("a hold came after the plan: plan again")
+        self._compare(step)
+        self._wait_for_raw(step)
+        self._mark(step, f"{step.rows} rows to go, and they are those of the plan")
+        begun = {
+            "plan_id": plan.plan_id,
+            "step": _plain(asdict(step)),
+            "rows": step.rows,
+            "verdict": proof,
+            "approved_by": approved_by,
+            "aggregates": self._aggregates(step),
+        }
+        counted = list(self._counted(step))
+        with self.connection.transaction():
+            cold.seal(self.connection, step, self.clock())
+            self._close_in_ledger(plan.plan_id, step, counted)
+            ledger.append(self.connection, self.keyring, BEGUN, begun, self.clock())
+        return self._finish(step, begun, "done")
+
+    def _finish(self, step: Step, begun: Mapping[str, Any], status: str) -> StepReport:
+        self._mark(step, "is in the ledger")
+        self._freeze(step)
+        self._mark(step, "days are closed")
+        self._keep_coverage(step)
+        self._mark(step, "coverage is kept")
+        if "anonymise" in step.expiry:
+            self._anonymise(step)
+            self._mark(step, "anonymised facts are kept")
+        for target in step.targets:
+            self._destroy(begun["plan_id"], step, target)
+            self._mark(step, f"{target.table} is clean")
+        self._forget_permits(step)
+        left = self._left(step)
+        if left:
+            raise TidemarkError(f"the purge left something behind: {'; '.join(left)}")
+        changed = self._changed(step, begun["aggregates"])
+        if changed:
+            raise TidemarkError("; ".join(changed))
+        self._mark(step, "is verified")
+        self._enter(
+            DONE,
+            {
+                "plan_id": begun["plan_id"],
+                "step_id": step.step_id,
+                "class": step.data_class,
+                "month": step.month,
+                "rows": step.rows,
+                "tables": {target.table: target.rows for target in step.targets},
+            },
+        )
+        self._mark(step, "is done")
+        return _report(step, step.rows, status)
+
+    def _mark(self, step: Step, line: str) -> None:
+        self.note(f"{step.data_class} {step.month:%Y-%m}: {line}")
+
+    def _checked(self, plan: Plan, name: str, verdict: Verdict | None) -> dict[str, Any]:
+        """What the gate found, read from where it was stored."""
+        if verdict is None:
+            raise Refused(f"the gate has not looked at {name}")
+        row = self.connection.execute(
+            "select verdict_id, plan_id, class, success, created_at, validation_result_id"
+            " from control.verdicts where verdict_id = %s",
+            [verdict.verdict_id],
+        ).fetchone()
+        if row is None:
+            raise Refused(f"verdict {verdict.verdict_id} is not on file")
+        if row["plan_id"] != plan.plan_id or row["class"] != name:
+            raise Refused(f"verdict {verdict.verdict_id} is not about {name} of this plan")
+        if not row["success"]:
+            raise Refused(f"the gate refused {name}: verdict {verdict.verdict_id}")
+        hours = self.ladder.purge.verdict_hours
+        age = self.clock() - row["created_at"]
+        if not timedelta(0) <= age <= timedelta(hours=hours):
+            raise Refused(
+                f"verdict {verdict.verdict_id} on {name} is of {row['created_at']:%Y-%m-%d %H:%M}"
+                f" UTC: it holds for {hours} hours"
+            )
+        return {
+            "verdict_id": row["verdict_id"],
+            "validation_result_id": row["validation_result_id"],
+        }
+
+    def _compare(self, step: Step) -> None:
+        for target in step.targets:
+            rows, fingerprint, others = self._standing(target)
+            if (rows, fingerprint) != (target.rows, target.fingerprint):
+                raise Refused(
+                    f"{target.table} {target.partition} changed since the plan:"
+                    f" {rows} rows stand there, {target.rows} were planned: plan again"
+                )
+            if target.whole_partition and others:
+                raise Refused(f"{target.table} {target.partition} has rows that stay: plan again")
+
+    def _standing(self, target: Target) -> tuple[int, str, int]:
+        """Rows to go, their fingerprint, and the rows of the partition that stay."""
+        (row,) = clickhouse.rows(
+            self.settings,
+            f"select countIf({target.predicate}) as rows,"
+            f" {planning.fingerprint(target.columns, target.predicate)} as fingerprint,"
+            f" countIf(not ({target.predicate})) as others"
+            f" from {target.table} where _partition_id = {planning.literal(target.partition)}",
+        )
+        return int(row["rows"]), row["fingerprint"], int(row["others"])
+
+    def _wait_for_raw(self, step: Step) -> None:
+        """A mart goes after the raw rows that it is proven by."""
+        if not step.targets[0].table.startswith("marts."):
+            return
+        for name, own in self.ladder.classes.items():
+            if not own.measures or "drop" not in own.expiry:
+                continue
+            for table in own.tables:
+                (row,) = clickhouse.rows(
+                    self.settings,
+                    f"select count() as rows from {table} where {step.predicate(own.day)}",
+                )
+                if row["rows"]:
+                    raise Refused(f"{row['rows']} rows of {name} still stand in {table}")
+
+    def _counted(self, step: Step) -> Iterator[dict[str, Any]]:
+        for measure, select in planning.effects(self.settings, self.ladder, [step]).items():
+            for row in clickhouse.rows(
+                self.settings,
+                "select workspace_id, local_date, currency, count() as events,"
+                f" uniqExact(id) as ids, toString(sum(money)) as money from ({select})"
+                " group by workspace_id, local_date, currency",
+            ):
+                yield {**row, "measure": measure}
+
+    def _close_in_ledger(self, plan_id: str, step: Step, counted: list[dict[str, Any]]) -> None:
+        days = list(step.days())
+        data_class = self.ladder.classes[step.data_class]
+        if data_class.measures or step.targets[0].table.startswith("marts."):
+            self.connection.execute(
+                "insert into control.purge_ledger"
+                " (class, workspace_id, local_date, plan_id, purged_at)"
+                " select %s, workspace_id, local_date, %s, %s"
+                " from unnest(%s::text[], %s::date[]) as days (workspace_id, local_date)"
+                " on conflict (class, workspace_id, local_date) do nothing",
+                [
+                    step.data_class, plan_id, self.clock(),
+                    [workspace_id for workspace_id, _ in days], [day for _, day in days],
+                ],
+            )  # fmt: skip
+        with self.connection.cursor() as cursor:
+            cursor.executemany(
+                "insert into control.purged_rows (step_id, class, measure, workspace_id,"
+                " local_date, currency, event_count, distinct_ids, money)"
+                " values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                [
+                    [
+                        step.step_id, step.data_class, row["measure"], row["workspace_id"],
+                        row["local_date"], row["currency"], row["events"], row["ids"],
+                        row["money"],
+                    ]
+                    for row in counted
+                ],
+            )  # fmt: skip
+
+    # -- closing a day -----------------------------------------------------------------------------
+
+    def _groups(self, step: Step) -> tuple[str, ...]:
+        """The measure groups that a step closes; a mart's day is closed to all of them."""
+        data_class = self.ladder.classes[step.data_class]
+        if step.targets[0].table.startswith("marts."):
+            every = {
+                group for own in self.ladder.classes.values() for group in own.measures.values()
+            }
+            return tuple(sorted(every - {"fx"}))
+        return tuple(sorted(set(data_class.measures.values())))
+
+    def _freeze(self, step: Step) -> None:
+        groups = self._groups(step)
+        rows = [
+            {"workspace_id": workspace_id, "measure_group": group, "local_date": day.isoformat()}
+            for workspace_id, day in step.days()
+            for group in groups
+        ]
+        clickhouse.insert_rows(self.settings, "retention.frozen_days", rows)
+
+    def _keep_coverage(self, step: Step) -> None:
+        measures = self.ladder.classes[step.data_class].measures
+        if not measures:
+            return
+        named = ", ".join(planning.literal(measure) for measure in measures)
+        columns = "workspace_id, class, local_date, currency, row_count, distinct_ids, money"
+        # Days that closed before keep what was known of them then: their facts are gone.
+        clickhouse.execute(
+            self.settings,
+            f"insert into retention.purged_coverage ({columns}, step_id)"
+            f" select {columns}, {planning.literal(step.step_id)} from retention.coverage"
+            f" where class in ({named}) and {step.predicate('local_date')}"
+            " and (workspace_id, class, local_date) not in"
+            " (select workspace_id, class, local_date from retention.purged_coverage)",
+        )
+
+    def _anonymise(self, step: Step) -> None:
+        clickhouse.execute(self.settings, "truncate table retention.expiring_days")
+        groups = self._groups(step)
+        clickhouse.insert_rows(
+            self.settings,
+            "retention.expiring_days",
+            [
+                {"workspace_id": workspace_id, "measure_group": group, "local_date": str(day)}
+                for workspace_id, day in step.days()
+                for group in groups
+            ],
+        )
+        building.dbt(self.settings, ["snapshot"])
+        clickhouse.execute(self.settings, "truncate table retention.expiring_days")
+
+    # -- destroying --------------------------------------------------------------------------------
+
+    def _destroy(self, plan_id: str, step: Step, target: Target) -> None:
+        self._wait_for_mutations(target.table)
+        rows, fingerprint, others = self._standing(target)
+        if rows == 0:
+            return
+        if rows > target.rows:
+            raise Refused(
+                f"{target.table} {target.partition} grew behind a closed step:"
+                f" {rows} rows stand there, {target.rows} were planned"
+            )
+        whole = others == 0 and target.partition != "all"
+        permit = {
+            "plan_id": plan_id,
+            "step_id": step.step_id,
+            "table_name": target.table,
+            "partition_id": target.partition,
+            "predicate": target.predicate,
+            "is_whole_partition": whole,
+            "row_count": rows,
+            "columns": list(target.columns),
+            "fingerprint": fingerprint,
+            "expires_at": int(time.time()) + 60 * self.ladder.purge.permit_minutes,
+        }
+        self._forget_permits(step)
+        clickhouse.insert_rows(self.settings, "retention.permits", [permit])
+        self._mark(step, f"{target.table} has its permit")
+        arguments = {"plan_id": plan_id, "step_id": step.step_id, "table": target.table}
+        macro = "retention_drop_partition" if whole else "retention_delete_rows"
+        building.dbt(self.settings, ["run-operation", macro, "--args", json.dumps(arguments)])
+
+    def _forget_permits(self, step: Step) -> None:
+        clickhouse.execute(
+            self.settings,
+            f"alter table retention.permits delete where step_id = {planning.literal(step.step_id)}"
+            " settings mutations_sync = 2",
+        )
+
+    def _wait_for_mutations(self, table: str) -> None:
+        """A killed run may have left one at work; `is_done` is no proof, so count after."""
+        database, name = table.split(".")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = clickhouse.rows(
+                self.settings,
+                "select mutation_id, latest_fail_reason from system.mutations where not is_done"
+                f" and database = {planning.literal(database)}"
+                f" and table = {planning.literal(name)}",
+            )
+            if not found:
+                return
+            failed = [row for row in found if row["latest_fail_reason"]]
+            if failed or time.monotonic() > deadline:
+                raise TidemarkError(
+                    f"mutation {found[0]['mutation_id']} of {table} does not end;"
+                    " see system.mutations"
+                )
+            time.sleep(0.2)
+
+    # -- reading again -----------------------------------------------------------------------------
+
+    def _left(self, step: Step) -> list[str]:
+        problems = []
+        for target in step.targets:
+            # A condition on columns: a bare count would be answered from metadata.
+            (row,) = clickhouse.rows(
+                self.settings,
+                f"select count() as rows from {target.table} where {target.predicate}",
+            )
+            if row["rows"]:
+                problems.append(
+                    f"{row['rows']} rows of {target.table} {target.partition} still stand"
+                )
+            database, name = target.table.split(".")
+            parts = clickhouse.rows(
+                self.settings,
+                "select name, active from system.parts"
+                f" where database = {planning.literal(database)}"
+                f" and table = {planning.literal(name)}"
+                f" and partition_id = {planning.literal(target.partition)}",
+            )
+            dead = [part["name"] for part in parts if not part["active"]]
+            if dead:
+                problems.append(f"{len(dead)} old parts of {target.table} still lie on the disk")
+        return problems
+
+    def _aggregates(self, step: Step) -> dict[str, dict[str, str]]:
+        return aggregates(self.settings, self.connection, self.ladder, step)
+
+    def _changed(self, step: Step, before: Mapping[str, Mapping[str, str]]) -> list[str]:
+        after = self._aggregates(step)
+        return [
+            f"figures of {table} changed for workspace {workspace_id} in {step.month:%Y-%m}"
+            for table, workspaces in before.items()
+            for workspace_id, digest in workspaces.items()
+            if after.get(table, {}).get(workspace_id) != digest
+        ]
+
+    # -- the ledger --------------------------------------------------------------------------------
+
+    def _entries(self, kind: str) -> list[Mapping[str, Any]]:
+        return [
+            row["document"]
+            for row in self.connection.execute(
+                "select document from control.ledger where kind = %s order by entry_id", [kind]
+            )
+        ]
+
+    def _open_steps(self) -> list[Mapping[str, Any]]:
+        return [
+            row["document"]
+            for row in self.connection.execute(
+                "select document from control.ledger as begun where kind = %s and not exists ("
+                "select from control.ledger as done where done.kind = %s"
+                " and done.document ->> 'step_id' = begun.document -> 'step' ->> 'step_id')"
+                " order by entry_id",
+                [BEGUN, DONE],
+            )
+        ]
+
+    def _enter(self, kind: str, document: Mapping[str, Any]) -> None:
+        with self.connection.transaction():
+            ledger.append(self.connection, self.keyring, kind, document, self.clock())
+
+    def _is_held(self, step: Step) -> bool:
+        """Whether a hold on all of a workspace speaks against a step; a plan leaves those out."""
+        workspaces = set(step.workspaces)
+        return any(
+            hold.workspace_id in workspaces
+            and hold.data_class in (None, step.data_class)
+            and not hold.is_of_subject
+            for hold in policy.holds(self.connection)
+        )
+
+
+def aggregates(
+    settings: Settings, connection: Connection, ladder: policy.Policy, step: Step
+) -> dict[str, dict[str, str]]:
+    """What the marts say of a step's days: a hash by mart and workspace.
+
+    Only columns of the class's measure groups count: others of the same day may still change.
+    """
+    data_class = ladder.classes[step.data_class]
+    groups = set(data_class.measures.values())
+    columns: dict[str, set[str]] = {}
+    for group in groups:
+        for table, names in ladder.mart_measures(group).items():
+            columns.setdefault(table, set()).update(names)
+    counted = {
+        row["workspace_id"]: row["revenue_source"]
+        for row in connection.execute("select workspace_id, revenue_source from app.workspaces")
+    }
+    found: dict[str, dict[str, str]] = {}
+    for table, wanted in sorted(columns.items()):
+        types = {
+            row["name"]: row
+            for row in clickhouse.rows(
+                settings,
+                "select name, type, is_in_sorting_key from system.columns"
+                f" where concat(database, '.', table) = {planning.literal(table)}",
+            )
+        }
+        own = sorted(name for name in wanted if name in types)
+        if "date_day" not in types or not own:
+            continue
+        values = [
+            f"finalizeAggregation({planning.identifier(name)})"
+            if types[name]["type"].startswith("AggregateFunction")
+            else planning.identifier(name)
+            for name in own
+        ]
+        key = [planning.identifier(n) for n, row in types.items() if row["is_in_sorting_key"]]
+        rows = clickhouse.rows(
+            settings,
+            "select workspace_id, toString(sum(reinterpretAsUInt128(sipHash128("
+            f"{', '.join([*key, *values])})))) as digest from {table}"
+            f" where {step.predicate('date_day')}"
+            f" and ({' or '.join(f'{value} != 0' for value in values)})"
+            " group by workspace_id order by workspace_id",
+        )
+        found[table] = {
+            row["workspace_id"]: hashlib.sha256(row["digest"].encode()).hexdigest()
+            for row in rows
+            # Sales that a workspace does not count are in no figure.
+            if step.data_class not in _SALES or counted.get(row["workspace_id"]) == step.data_class
+        }
+    return found
+
+
+def orphans(settings: Settings) -> list[str]:
+    """Tables that a killed build left: they may hold rows that a purge took elsewhere."""
+    return [
+        f"{row['database']}.{row['name']}"
+        for row in clickhouse.rows(
+            settings,
+            "select database, name from system.tables"
+            " where database in ('staging', 'intermediate', 'marts', 'anonymised', 'retention')"
+            " and match(name, '__(replace_days|dbt_tmp|dbt_backup|dbt_new_data.*)$')"
+            " order by database, name",
+        )
+    ]
+
+
+def refuse_future(as_of: date, now: datetime) -> None:
+    """Refuse a day that has not come yet.
+
+    Raises:
+        Refused: `as_of` lies after the clock's day in UTC.
+    """
+    if as_of > now.date():
+        raise Refused(f"--as-of {as_of} has not come yet: it is {now.date()} UTC")
+
+
+def _report(step: Step, rows: int, status: str, reason: str = "") -> StepReport:
+    return StepReport(
+        step.step_id,
+        step.data_class,
+        step.month,
+        step.action,
+        step.workspaces,
+        rows,
+        status,
+        reason,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
