@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import psycopg
 
-from tidemark import clickhouse, postgres
+from tidemark import clickhouse, ledger, postgres
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
+from tidemark.keys import Keyring
 
 Store = Literal["clickhouse", "postgres"]
 
@@ -49,10 +50,10 @@ def run(settings: Settings, query: str, store: Store, *, write: bool = False) ->
 
     Args:
         write: run it as the owner; `control.emergency_writes` then says who ran what kind of
-            statement and its hash, whatever comes of it.
+            statement and its hash, and the ledger that one ran, whatever comes of it.
 
     Raises:
-        TidemarkError: the store refused or failed the query.
+        TidemarkError: the store refused or failed the query, or the ledger is not what it was.
         UsageError: the query is empty.
     """
     if not query[_comment_end(query) :].strip(" \t\r\n;"):
@@ -126,29 +127,39 @@ def _run_postgres(settings: Settings, query: str, owner: bool) -> Result:
 
 @contextmanager
 def _on_record(settings: Settings, query: str, store: Store) -> Iterator[None]:
+    keyring = Keyring.from_settings(settings)
+    kind, digest = _kind(query), hashlib.sha256(query.encode()).hexdigest()
     with postgres.connect(settings, autocommit=True) as connection:
-        row = connection.execute(
-            "insert into control.emergency_writes"
-            " (store, os_user, statement_kind, query_sha256, started_at)"
-            " values (%s, %s, %s, %s, %s) returning id",
-            [
-                store,
-                getpass.getuser(),
-                _kind(query),
-                hashlib.sha256(query.encode()).hexdigest(),
-                datetime.now(UTC),
-            ],
-        ).fetchone()
-        assert row is not None
+        now = datetime.now(UTC)
+        with connection.transaction():
+            row = connection.execute(
+                "insert into control.emergency_writes"
+                " (store, os_user, statement_kind, query_sha256, started_at)"
+                " values (%s, %s, %s, %s, %s) returning id",
+                [store, getpass.getuser(), kind, digest, now],
+            ).fetchone()
+            assert row is not None
+            known = {
+                "id": row["id"], "store": store, "statement_kind": kind, "query_sha256": digest,
+            }  # fmt: skip
+            ledger.append(connection, keyring, "emergency_write_begun", known, now)
+        # Copied before the statement runs: it may be one that cuts the ledger.
+        ledger.copy_head(settings, connection, now)
         success = False
         try:
             yield
             success = True
         finally:
-            connection.execute(
-                "update control.emergency_writes set finished_at = %s, success = %s where id = %s",
-                [datetime.now(UTC), success, row["id"]],
-            )
+            now = datetime.now(UTC)
+            with connection.transaction():
+                connection.execute(
+                    "update control.emergency_writes set finished_at = %s, success = %s"
+                    " where id = %s",
+                    [now, success, row["id"]],
+                )
+                done = {**known, "success": success}
+                ledger.append(connection, keyring, "emergency_write_done", done, now)
+            ledger.copy_head(settings, connection, now)
 
 
 def _comment_end(query: str) -> int:

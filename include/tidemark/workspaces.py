@@ -17,7 +17,8 @@ from tidemark.postgres import Connection
 PLANS = ("starter", "growth", "pro", "scale", "enterprise", "platform")
 REVENUE_SOURCES = ("orders", "payments")
 
-_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
+#: What an id of a workspace looks like.
+ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def check(workspace: Workspace, settings: Settings) -> None:
     Raises:
         UsageError: a value is not one that Tidemark knows; the message names it.
     """
-    if not _ID.fullmatch(workspace.workspace_id):
+    if not ID.fullmatch(workspace.workspace_id):
         raise UsageError(
             f"workspace id {workspace.workspace_id!r} must be 1 to 63 of a-z, 0-9, _ and -,"
             " beginning with a letter or digit"
