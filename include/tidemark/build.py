@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from tidemark import clickhouse, policy, secrets_store
+from tidemark import availability, clickhouse, policy, secrets_store
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.postgres import Connection
@@ -146,24 +146,17 @@ def published(settings: Settings, connection: Connection, build_id: int) -> Scop
 
 
 def publish_windows(settings: Settings, connection: Connection, ladder: policy.Policy) -> None:
-    """Write each workspace's windows where the marts read them, in months."""
-    overrides = policy.overrides(connection)
-    rows = [
-        {
-            "workspace_id": workspace["workspace_id"],
-            # The marts know classes by their tables: refunds apart from orders.
-            "class": table.removeprefix("raw."),
-            "window_months": min(window.months for window in (data_class.window, own) if window),
-            "is_override": own is not None,
-        }
-        for workspace in connection.execute("select workspace_id from app.workspaces")
-        for name, data_class in ladder.loaded.items()
-        if data_class.window is not None
-        for own in [overrides.get((workspace["workspace_id"], name))]
-        for table in data_class.tables
+    """Write each workspace's windows, and what figures need, where the marts read them."""
+    tenants = [
+        row["workspace_id"] for row in connection.execute("select workspace_id from app.workspaces")
     ]
-    clickhouse.execute(settings, "truncate table reference.windows")
-    _insert(settings, "reference.windows", rows)
+    own = policy.overrides(connection)
+    for table, rows in (
+        ("reference.windows", availability.windows(ladder, tenants, own)),
+        ("reference.figures", availability.requirements(ladder)),
+    ):
+        clickhouse.execute(settings, f"truncate table {table}")
+        _insert(settings, table, rows)
 
 
 def sync_workspaces(settings: Settings, connection: Connection) -> None:

@@ -11,15 +11,7 @@ windows as (
 ),
 
 requirements as (
-    select
-        'trailing_12_months' as figure,
-        'pixel_events' as class,
-        toUInt16(12) as required_months
-    union all
-    select
-        'cohort_ltv_24_months' as figure,
-        arrayJoin(['orders', 'order_refunds', 'payments', 'ad_spend']) as class,
-        toUInt16(24) as required_months
+    select * from {{ ref('stg_reference__figures') }}
 ),
 
 -- A workspace counts orders or payments, never both: the other's window darkens nothing.
@@ -31,9 +23,7 @@ needed as (
         requirements.required_months as required_months
     from workspaces
     cross join requirements
-    where not has(
-        if(workspaces.revenue_source = 'payments', ['orders', 'order_refunds'], ['payments']), requirements.class
-    )
+    where requirements.class != if(workspaces.revenue_source = 'payments', 'orders', 'payments')
 ),
 
 -- A class without a known window supports nothing.
@@ -55,10 +45,10 @@ shortest as (
 final as (
     select
         cast(workspace_id as String) as workspace_id,
-        figure,
+        cast(figure as String) as figure,
         cast(window_months >= required_months as Bool) as is_supported,
         if(window_months >= required_months, '', 'insufficient retention') as reason,
-        class as limiting_class,
+        cast(class as String) as limiting_class,
         window_months,
         required_months
     from shortest

@@ -9,3 +9,13 @@ create table if not exists reference.windows
 )
 engine = ReplacingMergeTree
 order by (workspace_id, class);
+
+-- What each figure that needs a long history asks of each class.
+create table if not exists reference.figures
+(
+    figure LowCardinality(String),
+    class LowCardinality(String) comment 'As the policy names it',
+    required_months UInt16
+)
+engine = ReplacingMergeTree
+order by (figure, class);
