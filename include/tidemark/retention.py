@@ -224,16 +224,35 @@ def purge_plan(
     as_of: date,
     clock: Clock,
     approved_by: str | None = None,
+    only: str | None = None,
     note: Note = lambda _: None,
 ) -> tuple[purging.StepReport, ...]:
-    """Carry a plan out as far as its verdicts let it; see `purge.Door.purge`."""
+    """Carry a plan, or one class of it, out as far as its verdicts let it; see `Door.purge`."""
     ladder = policy.read(settings)
     with warehouse(settings, note) as connection:
         door = _door(settings, connection, ladder, clock, note)
         try:
             ledger.copy_head(settings, connection, clock())
             resumed = door.resume()
-            return resumed + door.purge(found, verdicts, as_of=as_of, approved_by=approved_by)
+            return resumed + door.purge(
+                found, verdicts, as_of=as_of, approved_by=approved_by, only=only
+            )
+        finally:
+            ledger.copy_head(settings, connection, clock())
+
+
+def resume(
+    settings: Settings, *, clock: Clock, note: Note = lambda _: None
+) -> tuple[purging.StepReport, ...]:
+    """Finish what an interrupted run began; see `purge.Door.resume`."""
+    ladder = policy.read(settings)
+    with warehouse(settings, note) as connection:
+        door = _door(settings, connection, ladder, clock, note)
+        if not door.unfinished():
+            return ()
+        try:
+            ledger.copy_head(settings, connection, clock())
+            return door.resume()
         finally:
             ledger.copy_head(settings, connection, clock())
 
