@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tidemark import build as building
-from tidemark import layers, policy, postgres, reference
+from tidemark import coverage, layers, policy, postgres, reference
 from tidemark import load as loading
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
@@ -157,6 +157,7 @@ def _open(
 ) -> tuple[int, building.Scope] | None:
     """Publish what is to be built where dbt reads it; None where nothing is due."""
     ladder = policy.read(settings)
+    coverage.check(settings, ladder)
     wanted = building.scope(connection, ladder, from_date, to_date)
     if not wanted.days:
         return None

@@ -216,6 +216,8 @@ class Policy(_Strict):
     figures: dict[str, Figure]
     gate: GateRules
     purge: PurgeRules
+    #: Tables that no class purges though a column looks like somebody's identifier: the reason.
+    kept: dict[str, str]
     #: As the file has them: by table, then by kind and measure groups. `columns` is the other way.
     column_lists: Annotated[dict[str, dict[str, Names]], Field(alias="columns")]
 
