@@ -188,8 +188,8 @@ def recorded(path: Path, cwd: Path) -> psutil.Process | None:
     """The process noted there, if it still runs.
 
     Args:
-        cwd: the folder it works in, so that no recycled pid is taken for it. Its command line would
-            not do: Airflow's processes change theirs.
+        cwd: the folder it works in or below, so that no recycled pid is taken for it. Its command
+            line would not do: Airflow's processes change theirs.
     """
     noted = _read(path)
     try:
@@ -197,7 +197,8 @@ def recorded(path: Path, cwd: Path) -> psutil.Process | None:
         # Pids are recycled; the clock behind start times may be set by a second or so.
         if abs(process.create_time() - float(noted["started"])) > 2.0:
             return None
-        return process if alive(process) and Path(process.cwd()).samefile(cwd) else None
+        inside = Path(process.cwd()).resolve().is_relative_to(cwd.resolve())
+        return process if alive(process) and inside else None
     except (KeyError, ValueError, OSError, psutil.Error):
         return None
 
