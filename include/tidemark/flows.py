@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tidemark import build as building
-from tidemark import coverage, layers, policy, postgres, reference
+from tidemark import coverage, ladder_page, layers, policy, postgres, reference
 from tidemark import load as loading
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
@@ -352,6 +352,9 @@ def demo(
 
 
 def docs(settings: Settings) -> Path:
-    """Write the dbt docs site as one page; its path."""
+    """Write the dbt docs site as one page, and the ladder's page; the path of the first."""
+    ladder_page.path(settings).write_text(
+        ladder_page.render(policy.read(settings)), encoding="utf-8"
+    )
     building.dbt(settings, ["docs", "generate", "--static"])
     return settings.home / "dbt" / "target" / "static_index.html"
