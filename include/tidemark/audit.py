@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from tidemark import clickhouse, ledger, policy, postgres
+from tidemark import clickhouse, cold, ledger, policy, postgres, purge
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.ledger import Finding
@@ -143,11 +143,12 @@ def audit(settings: Settings) -> Audit:
                 entry for entry in ledger.stored(connection) if isinstance(entry, ledger.Entry)
             ]
             findings += _emergency_writes(connection, entries)
-            findings += _purged_rows(connection, entries)
+            findings += _evidence(connection, entries)
             findings += _purge_ledger(connection, ladder)
             findings += _frozen_days(settings, connection, ladder)
             destroyed = tuple(_destroyed(entries, _money(connection)))
             findings += _verdicts(connection, destroyed)
+            findings += _figures(settings, connection, ladder, entries)
         except (psycopg.Error, KeyError, TypeError, ValueError) as error:
             # Behind a chain that was tampered with anything may follow; else it is our fault.
             if not findings:
@@ -170,9 +171,7 @@ def audit_file(settings: Settings, file: Path, public_key: Path | None = None) -
     key = ledger.read_public_key(public_key or ledger.public_key_path(settings))
     read = list(ledger.read_export(file))
     findings = (
-        (heads,)
-        if isinstance(heads, Finding)
-        else tuple(ledger.verify_entries(read, key, heads))
+        (heads,) if isinstance(heads, Finding) else tuple(ledger.verify_entries(read, key, heads))
     )
     entries = [entry for entry in read if isinstance(entry, ledger.Entry)]
     try:
@@ -256,16 +255,56 @@ def _emergency_writes(connection: Connection, entries: list[ledger.Entry]) -> It
             yield Finding(entry.entry_id, f"{where} was changed")
 
 
-def _purged_rows(connection: Connection, entries: list[ledger.Entry]) -> Iterator[Finding]:
-    kept = ledger.purged_rows_digests(connection)
+def _evidence(connection: Connection, entries: list[ledger.Entry]) -> Iterator[Finding]:
+    kept = ledger.evidence(connection)
     for entry in entries:
         if entry.kind != "step_begun":
             continue
-        step_id = entry.document["step"]["step_id"]
-        if kept.pop(step_id, "") != entry.document["purged_rows_sha256"]:
-            yield Finding(entry.entry_id, "control.purged_rows is not what its step counted")
-    for step_id in sorted(kept):
-        yield Finding(None, f"control.purged_rows has rows of a step in no entry: {step_id}")
+        told = entry.document["evidence"]
+        found = kept.pop(entry.document["step"]["step_id"], {})
+        for table in sorted(told.keys() | found.keys()):
+            if told.get(table) != found.get(table):
+                yield Finding(entry.entry_id, f"{table} is not what it was when its step began")
+    for step_id, tables in sorted(kept.items()):
+        for table in tables:
+            yield Finding(None, f"{table} has rows of a step in no entry: {step_id}")
+
+
+def _figures(
+    settings: Settings,
+    connection: Connection,
+    ladder: policy.Policy,
+    entries: list[ledger.Entry],
+) -> Iterator[Finding]:
+    """Whether a figure of a purged day changed, in its mart or in the cold copy of it."""
+    done = {entry.document["step_id"] for entry in entries if entry.kind == "step_done"}
+    steps = [
+        (entry, planning.step_from_dict(entry.document["step"]))
+        for entry in entries
+        if entry.kind == "step_begun" and entry.document["step"]["step_id"] in done
+    ]
+    tiered: set[tuple[str, str, date]] = set()
+    for entry, step in steps:
+        for target in step.targets:
+            if not target.table.startswith("marts."):
+                continue
+            tiered |= {(target.table, own, step.month) for own in step.workspaces}
+            files = cold.sealed_of(connection, target.table, step.month)
+            for file in cold.check(settings, files):
+                for failure in file.failures:
+                    yield Finding(entry.entry_id, f"{file.path}: {failure}")
+    for entry, step in steps:
+        now = purge.aggregates(settings, connection, ladder, step)
+        for table, workspaces in entry.document["aggregates"].items():
+            for workspace_id, digest in workspaces.items():
+                if (table, workspace_id, step.month) in tiered:
+                    continue
+                if now.get(table, {}).get(workspace_id) != digest:
+                    yield Finding(
+                        entry.entry_id,
+                        f"figures of {table} changed for workspace {workspace_id}"
+                        f" in {step.month:%Y-%m} after {step.data_class} was purged",
+                    )
 
 
 def _purge_ledger(connection: Connection, ladder: policy.Policy) -> Iterator[Finding]:

@@ -49,19 +49,32 @@ _WORKSPACES = frozenset(("workspace_id", "workspaces"))
 _TRIGGERS = ("refuse_ledger_change", "chain_ledger_entry")
 
 # A step's rows, one a line, in an order that no setting of the database changes.
-_PURGED_ROWS = """
-    select step_id, encode(sha256(convert_to(string_agg(
-        concat_ws(
-            '|', class, measure, workspace_id, local_date - date '1970-01-01', currency,
-            event_count, distinct_ids, money
-        ),
-        E'\\n'
-        order by measure collate "C", workspace_id collate "C", local_date, currency collate "C"
-    ), 'UTF8')), 'hex') as digest
-    from control.purged_rows
-    where %(step_id)s::text is null or step_id = %(step_id)s
-    group by step_id
-"""
+_EVIDENCE = {
+    "control.purged_rows": """
+        select step_id, encode(sha256(convert_to(string_agg(
+            concat_ws(
+                '|', class, measure, workspace_id, local_date - date '1970-01-01', currency,
+                event_count, distinct_ids, money
+            ),
+            E'\\n'
+            order by
+                measure collate "C", workspace_id collate "C", local_date, currency collate "C"
+        ), 'UTF8')), 'hex') as digest
+        from control.purged_rows
+        where %(step_id)s::text is null or step_id = %(step_id)s
+        group by step_id
+    """,
+    "control.cold_files": """
+        select step_id, encode(sha256(convert_to(string_agg(
+            concat_ws('|', class, workspace_id, table_name, path, manifest::text),
+            E'\\n' order by path collate "C"
+        ), 'UTF8')), 'hex') as digest
+        from control.cold_files
+        where sealed_at is not null
+            and (%(step_id)s::text is null or step_id = %(step_id)s)
+        group by step_id
+    """,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,14 +329,17 @@ def stored(connection: Connection, *kinds: str) -> Iterator[Entry | Finding]:
                 yield Finding(row["entry_id"], "cannot be read")
 
 
-def purged_rows_digests(connection: Connection, step_id: str | None = None) -> dict[str, str]:
-    """SHA-256, hexadecimal, of what `control.purged_rows` holds of each step, or of one.
+def evidence(connection: Connection, step_id: str | None = None) -> dict[str, dict[str, str]]:
+    """What tables say of each step, or of one: by step, SHA-256 in hexadecimal by table.
 
-    An entry that begins a step holds it, so that these figures are as safe as the chain; of a
-    step without rows there is none.
+    The entry that begins a step holds it, so that the figures of what went, and the manifests of
+    its cold copies, are as safe as the chain. A table without rows of a step is left out.
     """
-    rows = connection.execute(_PURGED_ROWS, {"step_id": step_id})
-    return {row["step_id"]: row["digest"] for row in rows}
+    found: dict[str, dict[str, str]] = {}
+    for table, statement in _EVIDENCE.items():
+        for row in connection.execute(statement.encode(), {"step_id": step_id}):
+            found.setdefault(row["step_id"], {})[table] = row["digest"]
+    return found
 
 
 def export(connection: Connection, path: Path) -> int:

@@ -191,8 +191,8 @@ class Door:
         with self.connection.transaction():
             cold.seal(self.connection, step, self.clock())
             self._close_in_ledger(plan.plan_id, step, counted)
-            digests = ledger.purged_rows_digests(self.connection, step.step_id)
-            begun["purged_rows_sha256"] = digests.get(step.step_id, "")
+            evidence = ledger.evidence(self.connection, step.step_id)
+            begun["evidence"] = evidence.get(step.step_id, {})
             ledger.append(self.connection, self.keyring, BEGUN, begun, self.clock())
         return self._finish(step, begun, "done")
 

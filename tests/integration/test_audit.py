@@ -79,9 +79,7 @@ def purged() -> Iterator[Warehouse]:
                     },
                     "approved_by": None,
                     "aggregates": {},
-                    "purged_rows_sha256": ledger.purged_rows_digests(connection, STEP.step_id)[
-                        STEP.step_id
-                    ],
+                    "evidence": ledger.evidence(connection, STEP.step_id)[STEP.step_id],
                 }
                 ledger.append(connection, ring, "step_begun", begun, NOW)
             clickhouse.execute(
@@ -162,8 +160,9 @@ def test_the_tables_that_follow_are_held_against_the_chain(purged: Warehouse) ->
         ("control.purge_ledger", "update control.purge_ledger set class = 'payments'"
          " where workspace_id = 'shop'", "payments of workspace shop is in no entry"),
         ("control.purged_rows", "update control.purged_rows set money = 1"
-         " where workspace_id = 'shop'", "not what its step counted"),
-        ("control.purged_rows", "delete from control.purged_rows", "not what its step counted"),
+         " where workspace_id = 'shop'", "not what it was when its step began"),
+        ("control.purged_rows", "delete from control.purged_rows",
+         "not what it was when its step began"),
         ("control.purged_rows", "insert into control.purged_rows values ('c', 'ad_spend',"
          " 'ad_spend', 'shop', '2029-02-02', 'EUR', 1, 1, 1)", "step in no entry: c"),
         ("control.verdicts", "update control.verdicts set success = false",
@@ -237,7 +236,7 @@ def test_a_step_that_was_killed_is_unfinished_and_no_finding(purged: Warehouse) 
         document = {
             **old["document"],
             "step": json.loads(json.dumps(asdict(step), default=str)),
-            "purged_rows_sha256": "",
+            "evidence": {},
         }
         ledger.append(connection, ring, "step_begun", document, NOW)
     outcome = purged.run("audit", "--json")
