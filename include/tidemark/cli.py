@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from tidemark import cli_purge
 from tidemark.cli_audit import audit
+from tidemark.cli_cold import recall
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.cli_retention import hold_app, override_app
 from tidemark.config import Settings
@@ -31,6 +32,7 @@ app.add_typer(workspace_app, name="workspace")
 app.add_typer(override_app, name="override")
 app.add_typer(hold_app, name="hold")
 app.command()(audit)
+app.command()(recall)
 
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 

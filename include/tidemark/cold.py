@@ -15,7 +15,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
 from pathlib import Path
@@ -42,7 +42,7 @@ _WRITING = {
     # The key of the session would show in a log of queries as the value of a subquery.
     "log_queries": "0",
 }
-_READING = {
+READING = {
     # A column that a file lacks is damage, and not a column of zeros.
     "input_format_parquet_allow_missing_columns": "0",
     "use_hive_partitioning": "0",
@@ -55,20 +55,86 @@ _WIDE = Context(prec=100)
 
 
 @dataclass(frozen=True, slots=True)
-class ColdCopy:
-    """A cold file as it was written."""
+class Column:
+    """A column of a table as its cold files have it."""
 
+    name: str
+    #: In the warehouse.
+    type: str
+    #: Pseudonyms under a key that no longer exists.
+    is_rehashed: bool = False
+
+    @property
+    def is_state(self) -> bool:
+        """Whether it is a sketch, which Parquet keeps as the bytes of its state."""
+        return self.type.startswith("AggregateFunction(")
+
+    @property
+    def stored_type(self) -> str:
+        """The type in the file."""
+        return "String" if self.is_state else self.type
+
+    @property
+    def written(self) -> str:
+        """SQL of its value in the file, from the table's row; `cold_key` is the key."""
+        name = identifier(self.name)
+        if self.is_rehashed:
+            # The name and the workspace go in, so that equal ids of two columns or two workspaces
+            # are not equal in the files.
+            keyed = f"sipHash128Keyed(cold_key, {literal(self.name)}, workspace_id, {name})"
+            return f"if({name} = '', '', lower(hex({keyed})))"
+        return self.flat
+
+    @property
+    def flat(self) -> str:
+        """SQL of the same value in the type that the file has."""
+        name = identifier(self.name)
+        return f"cast({name} as String)" if self.is_state else name
+
+    @property
+    def restored(self) -> str:
+        """SQL of its value in the warehouse, from the file's row."""
+        name = identifier(self.name)
+        return f"cast({name} as {self.type})" if self.is_state else name
+
+    @property
+    def hashed(self) -> str:
+        """What a hash takes of it: a hash of NULL would be NULL and fall out of the sum."""
+        name = identifier(self.name)
+        return f"tuple({name})" if self.stored_type.startswith("Nullable(") else name
+
+
+@dataclass(frozen=True, slots=True)
+class ColdFile:
+    """A cold file as it is on record."""
+
+    cold_id: int
     data_class: str
     table: str
     workspace_id: str
+    #: First day of it.
     month: date
     #: Below the cold location.
     path: str
-    rows: int
-    bytes: int
-    sha256: str
-    #: It stood already, from the same rows.
-    is_reused: bool
+    tiered_at: datetime
+    #: None while it is being written.
+    manifest: dict[str, Any] | None = field(repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows it was written with."""
+        return int(self.manifest["rows"]) if self.manifest else 0
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Its columns in their order."""
+        described = self.manifest["columns"] if self.manifest else ()
+        return tuple(Column(own["name"], own["type"], own["is_rehashed"]) for own in described)
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return f"{self.data_class} of {self.workspace_id}, {self.month:%Y-%m}: {self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +166,7 @@ def tier(
     step: Step,
     plan_id: str,
     now: datetime,
-) -> tuple[ColdCopy, ...]:
+) -> tuple[ColdFile, ...]:
     """Write the cold copies of a step; nothing where its class has none.
 
     Safe to run again at any time, also after a kill: a finished file of the same rows is taken as
@@ -118,7 +184,7 @@ def tier(
     if "cold" not in step.expiry:
         return ()
     tiering = _Tiering(settings, connection, ladder, step, plan_id, now)
-    copies: list[ColdCopy] = []
+    copies: list[ColdFile] = []
     for target in step.targets:
         if target.table in data_class.tables:
             copies += tiering.copy(target)
@@ -126,18 +192,25 @@ def tier(
 
 
 def sweep(settings: Settings, connection: Connection, keep: Iterable[Step]) -> int:
-    """Remove copies of rows that still stand and that none of these steps is about to destroy.
+    """Remove copies of rows that still stand and are in no month that one of these steps empties.
+
+    Copies of the steps' own months are `tier`'s to take or to replace.
 
     Returns:
         How many files it removed.
     """
-    rows = connection.execute(
-        "select cold_id, path from control.cold_files"
-        " where sealed_at is null and step_id <> all(%s) order by cold_id",
-        [[step.step_id for step in keep]],
-    ).fetchall()
-    _discard(_Place(settings), connection, rows)
-    return len(rows)
+    wanted = {
+        (step.data_class, target.table, step.month)
+        for step in keep
+        for target in _cold_targets(step)
+    }
+    files = [
+        file
+        for file in _files(connection, "sealed_at is null", [])
+        if (file.data_class, file.table, file.month) not in wanted
+    ]
+    _discard(_Place(settings), connection, files)
+    return len(files)
 
 
 def seal(connection: Connection, step: Step, now: datetime) -> None:
@@ -164,49 +237,6 @@ def seal(connection: Connection, step: Step, now: datetime) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
-    """A column of a table as its cold file has it."""
-
-    name: str
-    type: str
-    #: Pseudonyms under a key that no longer exists.
-    is_rehashed: bool = False
-
-    @property
-    def is_state(self) -> bool:
-        """Whether it is a sketch, which Parquet keeps as the bytes of its state."""
-        return self.type.startswith("AggregateFunction(")
-
-    @property
-    def stored_type(self) -> str:
-        """The type in the file."""
-        return "String" if self.is_state else self.type
-
-    @property
-    def written(self) -> str:
-        """SQL of its value in the file, from the table's row; `cold_key` is the key."""
-        name = identifier(self.name)
-        if self.is_rehashed:
-            # The name and the workspace go in, so that equal ids of two columns or two workspaces
-            # are not equal in the files.
-            keyed = f"sipHash128Keyed(cold_key, {literal(self.name)}, workspace_id, {name})"
-            return f"if({name} = '', '', lower(hex({keyed})))"
-        return f"cast({name} as String)" if self.is_state else name
-
-    @property
-    def restored(self) -> str:
-        """SQL of its value in the warehouse, from the file's row."""
-        name = identifier(self.name)
-        return f"cast({name} as {self.type})" if self.is_state else name
-
-    @property
-    def hashed(self) -> str:
-        """What a hash takes of it: a hash of NULL would be NULL and fall out of the sum."""
-        name = identifier(self.name)
-        return f"tuple({name})" if self.stored_type.startswith("Nullable(") else name
-
-
-@dataclass(frozen=True, slots=True)
 class _Figures:
     """What rows are, however they are ordered and wherever they lie."""
 
@@ -216,23 +246,27 @@ class _Figures:
     #: The same of whole rows, which ties the columns to each other.
     row_hash: str
 
-    @staticmethod
-    def select(columns: Sequence[_Column]) -> str:
-        """SQL of the figures of the rows of a relation that has the columns as a file has them."""
-        own = ", ".join(f"hex(sum(cityHash64({column.hashed})))" for column in columns)
-        whole = ", ".join(column.hashed for column in columns)
-        return (
-            f"count() as rows, [{own}] as column_hashes, hex(sum(cityHash64({whole}))) as row_hash"
-        )
-
     @classmethod
-    def read(cls, row: Mapping[str, Any], columns: Sequence[_Column]) -> "_Figures":
+    def read(cls, row: Mapping[str, Any], columns: Sequence[Column]) -> "_Figures":
         """Take them from a row that `select` made."""
         hashes = {
             column.name: text.lower()
             for column, text in zip(columns, row["column_hashes"], strict=True)
         }
         return cls(int(row["rows"]), hashes, row["row_hash"].lower())
+
+
+def figures(columns: Sequence[Column]) -> str:
+    """SQL of what rows are, over a relation that has the columns in the types of the file."""
+    own = ", ".join(f"hex(sum(cityHash64({column.hashed})))" for column in columns)
+    whole = ", ".join(column.hashed for column in columns)
+    return f"count() as rows, [{own}] as column_hashes, hex(sum(cityHash64({whole}))) as row_hash"
+
+
+def flattened(columns: Sequence[Column], relation: str) -> str:
+    """A query of a relation of the warehouse with the columns in the types of the file."""
+    values = ", ".join(f"{column.flat} as {identifier(column.name)}" for column in columns)
+    return f"select {values} from {relation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,18 +302,18 @@ class _Tiering:
         self.now = now
         self.place = _Place(settings)
 
-    def copy(self, target: Target) -> list[ColdCopy]:
+    def copy(self, target: Target) -> list[ColdFile]:
         """The copies of one table."""
         columns = _layout(self.settings, self.ladder, self.data_class, target.table)
         stale, taken = self._standing(target, columns)
         if taken:
             self.connection.execute(
                 "update control.cold_files set step_id = %s, plan_id = %s where cold_id = any(%s)",
-                [self.step.step_id, self.plan_id, [row["cold_id"] for row in taken]],
+                [self.step.step_id, self.plan_id, [file.cold_id for file in taken]],
             )
         _discard(self.place, self.connection, stale)
         if taken:
-            return [_copy_of(row, is_reused=True) for row in taken]
+            return taken
         work = self.place.folder / _TIERING
         shutil.rmtree(work, ignore_errors=True)
         try:
@@ -287,20 +321,23 @@ class _Tiering:
             with self._session() as session:
                 sources = self._sources(target, columns, session)
                 paths = self._announce(target, sources)
-                written: list[ColdCopy] = []
                 for batch in _batches(sources):
                     self._write(target, columns, batch, work, session)
                     for source in batch:
-                        written.append(
-                            self._settle(target, columns, source, work, paths[source.workspace_id])
-                        )
+                        self._settle(target, columns, source, work, paths[source.workspace_id])
         except ClickHouseError as error:
             raise self._unwritable(target, _kind(error)) from error
         except OSError as error:
             raise self._unwritable(target, error.strerror or type(error).__name__) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return written
+        return list(
+            _files(
+                self.connection,
+                "step_id = %s and table_name = %s",
+                [self.step.step_id, target.table],
+            )
+        )
 
     def _unwritable(self, target: Target, reason: str) -> TidemarkError:
         return TidemarkError(
@@ -309,31 +346,26 @@ class _Tiering:
         )
 
     def _standing(
-        self, target: Target, columns: Sequence[_Column]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        self, target: Target, columns: Sequence[Column]
+    ) -> tuple[list[ColdFile], list[ColdFile]]:
         """Copies of this table and month: those of other rows, and those of just these."""
-        rows = self.connection.execute(
-            "select cold_id, step_id, class, table_name, workspace_id, month, path, manifest"
-            " from control.cold_files where class = %s and table_name = %s and month = %s"
-            " and (sealed_at is null or step_id = %s) and deleted_at is null order by cold_id",
+        known = _files(
+            self.connection,
+            "class = %s and table_name = %s and month = %s and (sealed_at is null or step_id = %s)",
             [self.step.data_class, target.table, self.step.month, self.step.step_id],
-        ).fetchall()
-        schema = [_described(column) for column in columns]
-        by_step: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in rows:
-            by_step[row["step_id"]].append(row)
+        )
+        by_step: dict[str, list[ColdFile]] = defaultdict(list)
+        for file in known:
+            by_step[file.manifest["step_id"] if file.manifest else ""].append(file)
         for own in by_step.values():
-            manifests = [row["manifest"] for row in own]
             if (
-                all(manifests)
-                and sum(manifest["rows"] for manifest in manifests) == target.rows
-                and _added(manifest["fingerprint"] for manifest in manifests)
-                == int(target.fingerprint)
-                and all(_schema(manifest) == schema for manifest in manifests)
-                and all(self.place.is_whole(row["path"], row["manifest"]) for row in own)
+                sum(file.rows for file in own) == target.rows
+                and _fingerprint(own) == int(target.fingerprint)
+                and all(file.columns == tuple(columns) for file in own)
+                and all(self.place.is_whole(file) for file in own)
             ):
-                return [row for row in rows if row not in own], own
-        return rows, []
+                return [file for file in known if file not in own], own
+        return known, []
 
     @contextmanager
     def _session(self) -> Iterator[dict[str, str]]:
@@ -358,7 +390,7 @@ class _Tiering:
                 self.settings, "drop temporary table if exists tidemark_cold_key", params=session
             )
 
-    def _rows_of(self, target: Target, columns: Sequence[_Column], condition: str) -> str:
+    def _rows_of(self, target: Target, columns: Sequence[Column], condition: str) -> str:
         """SELECT of the target's rows as the file has them, with the hash of the plan's columns."""
         written = ", ".join(f"{column.written} as {identifier(column.name)}" for column in columns)
         hashed = ", ".join(identifier(column) for column in target.columns)
@@ -371,12 +403,12 @@ class _Tiering:
         )
 
     def _sources(
-        self, target: Target, columns: Sequence[_Column], session: dict[str, str]
+        self, target: Target, columns: Sequence[Column], session: dict[str, str]
     ) -> list[_Source]:
         day = identifier(self.data_class.day)
         found = clickhouse.rows(
             self.settings,
-            f"select workspace_id, {_Figures.select(columns)},"
+            f"select workspace_id, {figures(columns)},"
             f" min({day}) as first_day, max({day}) as last_day,"
             " toString(sum(own_fingerprint)) as fingerprint"
             f" from ({self._rows_of(target, columns, 'true')})"
@@ -426,7 +458,7 @@ class _Tiering:
     def _write(
         self,
         target: Target,
-        columns: Sequence[_Column],
+        columns: Sequence[Column],
         batch: Sequence[_Source],
         work: Path,
         session: dict[str, str],
@@ -443,8 +475,8 @@ class _Tiering:
         )
 
     def _settle(
-        self, target: Target, columns: Sequence[_Column], source: _Source, work: Path, path: str
-    ) -> ColdCopy:
+        self, target: Target, columns: Sequence[Column], source: _Source, work: Path, path: str
+    ) -> None:
         """Bring a file and its manifest to their place and make them last."""
         file = work / f"{source.workspace_id}.parquet"
         manifest = {
@@ -467,22 +499,19 @@ class _Tiering:
             "left_out": list(self.ladder.columns_of(target.table, "personal")),
             "tiered_at": self.now.astimezone(UTC).isoformat(),
             "bytes": file.stat().st_size,
-            "sha256": _sha256(UPath(file)),
+            "sha256": _sha256(file),
         }
         self.place.put(file, path)
         self.place.put_manifest(manifest, path)
-        row = self.connection.execute(
-            "update control.cold_files set manifest = %s where path = %s and sealed_at is null"
-            " returning class, table_name, workspace_id, month, path, manifest",
+        self.connection.execute(
+            "update control.cold_files set manifest = %s where path = %s and sealed_at is null",
             [Jsonb(manifest), path],
-        ).fetchone()
-        assert row is not None
-        return _copy_of(row, is_reused=False)
+        )
 
 
 def _layout(
     settings: Settings, ladder: policy.Policy, data_class: policy.DataClass, table: str
-) -> list[_Column]:
+) -> list[Column]:
     """The columns of a table's cold files: all but the personal ones."""
     database, name = table.split(".")
     found = clickhouse.rows(
@@ -509,27 +538,16 @@ def _layout(
                 " can be hashed again"
             )
         type_ = "String" if is_rehashed else row["type"]
-        columns.append(_Column(row["name"], type_, is_rehashed))
+        columns.append(Column(row["name"], type_, is_rehashed))
     return columns
 
 
-def _structure(columns: Iterable[_Column]) -> str:
+def _structure(columns: Sequence[Column]) -> str:
     return ", ".join(f"{identifier(column.name)} {column.stored_type}" for column in columns)
 
 
-def _described(column: _Column) -> dict[str, Any]:
+def _described(column: Column) -> dict[str, Any]:
     return {"name": column.name, "type": column.type, "is_rehashed": column.is_rehashed}
-
-
-def _schema(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [_described(column) for column in _columns(manifest)]
-
-
-def _columns(manifest: Mapping[str, Any]) -> list[_Column]:
-    return [
-        _Column(column["name"], column["type"], column["is_rehashed"])
-        for column in manifest["columns"]
-    ]
 
 
 def _batches(sources: Sequence[_Source]) -> Iterator[list[_Source]]:
@@ -545,34 +563,46 @@ def _batches(sources: Sequence[_Source]) -> Iterator[list[_Source]]:
         yield batch
 
 
-def _copy_of(row: Mapping[str, Any], *, is_reused: bool) -> ColdCopy:
-    manifest = row["manifest"]
-    return ColdCopy(
-        data_class=row["class"],
-        table=row["table_name"],
-        workspace_id=row["workspace_id"],
-        month=row["month"],
-        path=row["path"],
-        rows=manifest["rows"],
-        bytes=manifest["bytes"],
-        sha256=manifest["sha256"],
-        is_reused=is_reused,
-    )
-
-
 def _cold_targets(step: Step) -> list[Target]:
     """The tables that a step has cold copies of: not what was derived from them."""
     return [own for own in step.targets if not own.table.startswith("intermediate.")]
 
 
-def _discard(place: "_Place", connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+def _discard(place: "_Place", connection: Connection, files: Iterable[ColdFile]) -> None:
     """Remove files that are mere copies, and then what is known of them."""
-    for row in rows:
-        place.remove(row["path"])
+    for file in files:
+        place.remove(file.path)
         connection.execute(
             "delete from control.cold_files where cold_id = %s and sealed_at is null",
-            [row["cold_id"]],
+            [file.cold_id],
         )
+
+
+def _files(connection: Connection, condition: str, values: Sequence[Any]) -> list[ColdFile]:
+    """The files on record that meet a condition and are not deleted."""
+    return [
+        ColdFile(
+            row["cold_id"],
+            row["class"],
+            row["table_name"],
+            row["workspace_id"],
+            row["month"],
+            row["path"],
+            row["tiered_at"],
+            row["manifest"],
+        )
+        for row in connection.execute(
+            "select cold_id, class, table_name, workspace_id, month, path, tiered_at, manifest"
+            f" from control.cold_files where deleted_at is null and {condition}"
+            " order by table_name, workspace_id, cold_id",
+            values,
+        )
+    ]
+
+
+def _fingerprint(files: Iterable[ColdFile]) -> int:
+    """The plan's fingerprint of the rows that files were written from."""
+    return _added(file.manifest["fingerprint"] for file in files if file.manifest)
 
 
 # -- reading back --------------------------------------------------------------------------------
@@ -590,51 +620,53 @@ def read_back(
         A line for each file, and one for all files of a table together; empty where the step's
         class has no cold copies. It holds where no line has a failure.
     """
-    place = _Place(settings)
-    lines: list[ReadBack] = []
     if "cold" not in step.expiry:
         return ()
+    lines: list[ReadBack] = []
     for target in _cold_targets(step):
-        rows = connection.execute(
-            "select cold_id, class, table_name, workspace_id, month, path, manifest"
-            " from control.cold_files where step_id = %s and plan_id = %s and table_name = %s"
-            " and deleted_at is null order by workspace_id",
+        files = _files(
+            connection,
+            "step_id = %s and plan_id = %s and table_name = %s",
             [step.step_id, plan_id, target.table],
-        ).fetchall()
-        summed = list(target.sums)
-        found = list(_checked(settings, place, rows, summed))
-        failures = list(_shortfalls(target, [row["manifest"] for row in rows], found))
-        lines += [line for line, _ in found]
-        lines.append(
-            ReadBack(
-                data_class=step.data_class,
-                table=target.table,
-                workspace_id="",
-                month=step.month,
-                path="",
-                rows=sum(line.rows for line, _ in found),
-                failures=tuple(failures),
-            )
         )
-        is_good = not failures and not any(line.failures for line, _ in found)
+        found = list(_checked(settings, files, list(target.sums)))
+        together = ReadBack(
+            data_class=step.data_class,
+            table=target.table,
+            workspace_id="",
+            month=step.month,
+            path="",
+            rows=sum(line.rows for line, _ in found),
+            failures=tuple(_shortfalls(target, files, found)),
+        )
+        own = [*(line for line, _ in found), together]
+        lines += own
         connection.execute(
             "update control.cold_files set verified_at = %s"
             " where cold_id = any(%s) and sealed_at is null",
-            [now if is_good else None, [row["cold_id"] for row in rows]],
+            [
+                None if any(line.failures for line in own) else now,
+                [file.cold_id for file in files],
+            ],
         )
     return tuple(lines)
 
 
+def check(settings: Settings, files: Sequence[ColdFile]) -> tuple[ReadBack, ...]:
+    """Read files in full and hold them against their manifests; a line for each."""
+    return tuple(line for line, _ in _checked(settings, files, []))
+
+
 def _shortfalls(
     target: Target,
-    manifests: Sequence[Mapping[str, Any] | None],
+    files: Sequence[ColdFile],
     found: Sequence[tuple[ReadBack, Mapping[str, str]]],
 ) -> Iterator[str]:
     """What all files of a table together lack of what the plan says."""
     rows = sum(line.rows for line, _ in found)
     if rows != target.rows:
         yield f"the cold files of {target.table} hold {rows} rows, the plan {target.rows}"
-    if _added(m["fingerprint"] for m in manifests if m) != int(target.fingerprint):
+    if _fingerprint(files) != int(target.fingerprint):
         yield f"the cold files of {target.table} are copies of other rows than the plan's"
     for column, planned in target.sums.items():
         total = Decimal(0)
@@ -645,62 +677,56 @@ def _shortfalls(
 
 
 def _checked(
-    settings: Settings,
-    place: "_Place",
-    rows: Sequence[Mapping[str, Any]],
-    summed: Sequence[str] = (),
+    settings: Settings, files: Sequence[ColdFile], summed: Sequence[str]
 ) -> Iterator[tuple[ReadBack, Mapping[str, str]]]:
     """Each file read in full, with the sums of some columns."""
-    for some in _alike(rows):
-        with place.fetched([row["path"] for row in some]) as fetched:
-            faults = {row["path"]: list(_file_faults(place, fetched, row)) for row in some}
-            readable = [row for row in some if not faults[row["path"]]]
-            figures = _figures_of(settings, fetched, readable, summed)
-        for row in some:
-            own = figures.get(row["path"])
-            failures = faults[row["path"]]
-            if not failures and own is None:
+    place = _Place(settings)
+    for some in _alike(files):
+        with place.fetched(some) as folder:
+            faults = {file.path: list(_faults(place, folder, file)) for file in some}
+            sound = [file for file in some if not faults[file.path]]
+            found = _figures_of(settings, folder, sound, summed)
+        for file in some:
+            own = found.get(file.path)
+            failures = faults[file.path]
+            if own is not None:
+                failures = list(_differences(file, own[0]))
+            elif not failures:
                 failures = ["cannot be read"]
-            elif own is not None:
-                failures = list(_differences(row["manifest"], own[0]))
-            where = f"{row['class']} of {row['workspace_id']}, {row['month']:%Y-%m}: {row['path']}"
             line = ReadBack(
-                data_class=row["class"],
-                table=row["table_name"],
-                workspace_id=row["workspace_id"],
-                month=row["month"],
-                path=row["path"],
+                data_class=file.data_class,
+                table=file.table,
+                workspace_id=file.workspace_id,
+                month=file.month,
+                path=file.path,
                 rows=own[0].rows if own else 0,
-                failures=tuple(f"{where} {failure}" for failure in failures),
+                failures=tuple(f"{file.name} {failure}" for failure in failures),
             )
             yield line, own[1] if own else {}
 
 
-def _alike(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+def _alike(files: Iterable[ColdFile]) -> Iterator[list[ColdFile]]:
     """Files that one statement can read: of one schema, and not too many."""
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        schema = json.dumps(_schema(row["manifest"])) if row["manifest"] else ""
-        groups[schema].append(row)
+    groups: dict[tuple[Column, ...], list[ColdFile]] = defaultdict(list)
+    for file in files:
+        groups[file.columns].append(file)
     for group in groups.values():
         for start in range(0, len(group), _FILES_AT_ONCE):
             yield group[start : start + _FILES_AT_ONCE]
 
 
-def _file_faults(place: "_Place", fetched: Path, row: Mapping[str, Any]) -> Iterator[str]:
+def _faults(place: "_Place", folder: Path, file: ColdFile) -> Iterator[str]:
     """What is wrong with a file before a row of it is read."""
-    manifest = row["manifest"]
-    if manifest is None:
+    if file.manifest is None:
         yield "was never finished"
         return
-    if place.manifest(row["path"]) != manifest:
+    if place.manifest(file.path) != file.manifest:
         yield "has a manifest beside it that is missing or not the one on record"
-    file = fetched / row["path"]
     try:
-        size = file.stat().st_size
-        if size != manifest["bytes"]:
-            yield f"has {size} bytes, its manifest {manifest['bytes']}"
-        elif _sha256(UPath(file)) != manifest["sha256"]:
+        size = (folder / file.path).stat().st_size
+        if size != file.manifest["bytes"]:
+            yield f"has {size} bytes, its manifest {file.manifest['bytes']}"
+        elif _sha256(folder / file.path) != file.manifest["sha256"]:
             yield "has other bytes than were written"
     except FileNotFoundError:
         yield "is missing"
@@ -709,66 +735,221 @@ def _file_faults(place: "_Place", fetched: Path, row: Mapping[str, Any]) -> Iter
 
 
 def _figures_of(
-    settings: Settings, folder: Path, rows: Sequence[Mapping[str, Any]], summed: Sequence[str]
+    settings: Settings, folder: Path, files: Sequence[ColdFile], summed: Sequence[str]
 ) -> dict[str, tuple[_Figures, dict[str, str]]]:
     """Figures and sums by path; files that ClickHouse cannot read are left out."""
-    if not rows:
+    if not files:
         return {}
-    columns = _columns(rows[0]["manifest"])
+    columns = files[0].columns
     sums = ", ".join(f"toString(sum({identifier(column)}))" for column in summed)
-    paths = [row["path"] for row in rows]
     try:
         found = clickhouse.rows(
             settings,
-            f"select _path as path, {_Figures.select(columns)}, [{sums}]::Array(String) as sums"
-            f" from {_relation(folder, paths, columns)} group by path",
-            params=_READING,
+            f"select _path as path, {figures(columns)}, [{sums}]::Array(String) as sums"
+            f" from {_relation(folder, files)} group by path",
+            params=READING,
         )
     except ClickHouseError:
-        if len(rows) == 1:
+        if len(files) == 1:
             return {}
         # One that fails must not hide the others.
         merged: dict[str, tuple[_Figures, dict[str, str]]] = {}
-        for row in rows:
-            merged |= _figures_of(settings, folder, [row], summed)
+        for file in files:
+            merged |= _figures_of(settings, folder, [file], summed)
         return merged
-    by_tail = {_tail(path): path for path in paths}
-    figures = {
+    by_tail = {_tail(file.path): file.path for file in files}
+    return {
         by_tail[_tail(row["path"])]: (
             _Figures.read(row, columns),
             dict(zip(summed, row["sums"], strict=True)),
         )
         for row in found
     }
-    # A file without rows has no group.
-    nothing = _Figures(0, {column.name: "" for column in columns}, "")
-    return {path: figures.get(path, (nothing, {})) for path in paths}
 
 
-def _differences(manifest: Mapping[str, Any], figures: _Figures) -> Iterator[str]:
-    if figures.rows != manifest["rows"]:
-        yield f"holds {figures.rows} rows, its manifest {manifest['rows']}"
+def _differences(file: ColdFile, figures: _Figures) -> Iterator[str]:
+    assert file.manifest is not None
+    if figures.rows != file.rows:
+        yield f"holds {figures.rows} rows, its manifest {file.rows}"
         return
     different = [
         column["name"]
-        for column in manifest["columns"]
+        for column in file.manifest["columns"]
         if figures.hashes[column["name"]] != column["hash"]
     ]
     if different:
         yield f"holds other values than stood in the warehouse in {', '.join(different)}"
-    elif figures.row_hash != manifest["row_hash"]:
+    elif figures.row_hash != file.manifest["row_hash"]:
         yield "holds the values of its rows in another combination"
 
 
-def _relation(folder: Path, paths: Sequence[str], columns: Sequence[_Column]) -> str:
-    """The rows of some files as a table function; workspaces and names have no pattern in them."""
-    names = f"{{{','.join(paths)}}}" if len(paths) > 1 else paths[0]
-    return f"file({literal(f'{folder}/{names}')}, 'Parquet', {literal(_structure(columns))})"
+def _relation(folder: Path, files: Sequence[ColdFile]) -> str:
+    """The rows of files of one schema, whose paths have no pattern of their own."""
+    names = ",".join(file.path for file in files)
+    pattern = f"{folder}/{{{names}}}" if len(files) > 1 else f"{folder}/{names}"
+    return f"file({literal(pattern)}, 'Parquet', {literal(_structure(files[0].columns))})"
 
 
 def _tail(path: str) -> tuple[str, ...]:
     """What tells a file apart however the engine spells the folders above."""
     return tuple(path.split("/")[-4:])
+
+
+# -- what lies there -----------------------------------------------------------------------------
+
+
+def sealed(
+    connection: Connection, data_class: str, workspace_id: str, month: date
+) -> list[ColdFile]:
+    """The files that are the only place some rows of a workspace's month are in.
+
+    Args:
+        month: first day of it.
+    """
+    return _files(
+        connection,
+        "sealed_at is not null and class = %s and workspace_id = %s and month = %s",
+        [data_class, workspace_id, month],
+    )
+
+
+def sealed_of(connection: Connection, table: str, workspace_id: str) -> list[ColdFile]:
+    """The same for all months of a table."""
+    return _files(
+        connection,
+        "sealed_at is not null and table_name = %s and workspace_id = %s",
+        [table, workspace_id],
+    )
+
+
+def deleted_on(
+    connection: Connection, data_class: str, workspace_id: str, month: date
+) -> date | None:
+    """The day the last such file was deleted; None where none ever was."""
+    row = connection.execute(
+        "select max(deleted_at)::date as day from control.cold_files"
+        " where class = %s and workspace_id = %s and month = %s",
+        [data_class, workspace_id, month],
+    ).fetchone()
+    return row["day"] if row else None
+
+
+@contextmanager
+def opened(
+    settings: Settings, files: Sequence[ColdFile], columns: Sequence[Column]
+) -> Iterator[str]:
+    """A query of the files' rows in the types of the warehouse, as long as the context lasts.
+
+    Send it with the settings `READING`.
+
+    Args:
+        columns: what to select; a file that lacks one gives the default of its type.
+    """
+    with _Place(settings).fetched(files) as folder:
+        selects = []
+        for some in _alike(files):
+            own = set(some[0].columns)
+            values = ", ".join(
+                f"{column.restored} as {identifier(column.name)}"
+                if column in own
+                else f"defaultValueOfTypeName({literal(column.type)}) as {identifier(column.name)}"
+                for column in columns
+            )
+            selects.append(f"select {values} from (select * from {_relation(folder, some)})")
+        yield " union all ".join(selects)
+
+
+def is_recalled(connection: Connection, data_class: str, workspace_id: str, day: date) -> bool:
+    """Whether the month of a day was brought back and may be read in `recalled`."""
+    return (
+        connection.execute(
+            "select from control.recalls where class = %s and workspace_id = %s and month = %s"
+            " and recalled_at is not null and removed_at is null",
+            [data_class, workspace_id, day.replace(day=1)],
+        ).fetchone()
+        is not None
+    )
+
+
+# -- the end of a file ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Cold data whose time is over: a file, or a month that was recalled."""
+
+    #: Of the policy: `cold_files` or `recalled`.
+    data_class: str
+    #: Its number in `control.cold_files` or `control.recalls`.
+    number: int
+    #: The class the rows are of.
+    of_class: str
+    workspace_id: str
+    #: First day of it.
+    month: date
+    rows: int
+    #: SHA-256 of the file; empty for recalled rows, of which the file remains.
+    sha256: str
+    #: Ids of the holds that keep it; it goes once there are none.
+    held_by: tuple[int, ...]
+
+
+def due(connection: Connection, ladder: policy.Policy, as_of: date) -> tuple[Due, ...]:
+    """The cold files of raw classes that are past their window; those of marts have none."""
+    oldest = ladder.classes["cold_files"].oldest_day(as_of)
+    if oldest is None:
+        return ()
+    holds = policy.holds(connection)
+    return tuple(
+        Due(
+            data_class="cold_files",
+            number=file.cold_id,
+            of_class=file.data_class,
+            workspace_id=file.workspace_id,
+            month=file.month,
+            rows=file.rows,
+            sha256=file.manifest["sha256"] if file.manifest else "",
+            held_by=held_by(holds, file.data_class, file.workspace_id),
+        )
+        for file in _files(connection, "sealed_at is not null", [])
+        if file.table.startswith("raw.") and file.tiered_at.astimezone(UTC).date() < oldest
+    )
+
+
+def held_by(holds: Iterable[policy.Hold], data_class: str, workspace_id: str) -> tuple[int, ...]:
+    """The holds that keep a workspace's cold data; one on a person keeps the whole file."""
+    return tuple(
+        hold.hold_id
+        for hold in holds
+        if hold.workspace_id == workspace_id and hold.data_class in (None, data_class)
+    )
+
+
+def delete(settings: Settings, connection: Connection, own: Due, now: datetime) -> None:
+    """Delete a file that is due; nothing happens where it is gone. Only the purge calls this.
+
+    Raises:
+        Refused: a hold keeps it, or it is another file than was due.
+    """
+    files = _files(connection, "sealed_at is not null and cold_id = %s", [own.number])
+    for file in files:
+        if held_by(policy.holds(connection), file.data_class, file.workspace_id):
+            raise Refused(f"{file.name} is on hold: plan again")
+        if file.manifest is None or file.manifest["sha256"] != own.sha256:
+            raise Refused(f"{file.name} is not the file that was due: plan again")
+        _Place(settings).remove(file.path)
+        connection.execute(
+            "update control.cold_files set deleted_at = %s where cold_id = %s", [now, file.cold_id]
+        )
+
+
+def is_gone(settings: Settings, connection: Connection, own: Due) -> bool:
+    """Whether nothing of a file is left where it lay."""
+    row = connection.execute(
+        "select path from control.cold_files where cold_id = %s and deleted_at is not null",
+        [own.number],
+    ).fetchone()
+    return row is not None and not _Place(settings).exists(row["path"])
 
 
 # -- where files lie -----------------------------------------------------------------------------
@@ -821,16 +1002,18 @@ class _Place:
         except (OSError, ValueError):
             return None
 
-    def is_whole(self, path: str, manifest: Mapping[str, Any]) -> bool:
+    def is_whole(self, file: ColdFile) -> bool:
         """Whether a file stands with its size and its manifest."""
+        if file.manifest is None:
+            return False
         try:
-            size = (self._root / path).stat().st_size
+            size = (self._root / file.path).stat().st_size
         except OSError:
             return False
-        return bool(size == manifest["bytes"] and self.manifest(path) == manifest)
+        return bool(size == file.manifest["bytes"] and self.manifest(file.path) == file.manifest)
 
     @contextmanager
-    def fetched(self, paths: Iterable[str]) -> Iterator[Path]:
+    def fetched(self, files: Iterable[ColdFile]) -> Iterator[Path]:
         """A folder in which ClickHouse can read these files, as far as they exist."""
         if not self._is_remote:
             yield self.folder
@@ -838,7 +1021,7 @@ class _Place:
         folder = self.folder / ".fetched"
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            for path in paths:
+            for path in (file.path for file in files):
                 final = folder / path
                 _make_folder(final.parent)
                 try:
@@ -892,7 +1075,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: UPath) -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
