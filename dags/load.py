@@ -13,8 +13,8 @@ files come to landing by other means. One broken file stops no other; `check_fil
 at docs/runbooks/load-failed.md; a file repaired under a new name is taken by the next run.
 """
 
-from airflow.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from tidemark_airflow import defaults, runs
 
@@ -30,10 +30,9 @@ def load() -> None:
     @task
     def load_files() -> dict:
         from tidemark import flows, output
-        from tidemark.config import Settings
 
         report = flows.load(
-            Settings.from_env(),
+            runs.settings(),
             as_of=runs.as_of(get_current_context()),
             now=runs.clock(),
             note=runs.log.info,
@@ -46,10 +45,9 @@ def load() -> None:
     @task(outlets=[defaults.RAW])
     def announce() -> None:
         from tidemark import flows
-        from tidemark.config import Settings
 
         # What is due and not what was loaded now: a try that was killed after its load counts too.
-        if not flows.is_due(Settings.from_env()):
+        if not flows.is_due(runs.settings()):
             raise AirflowSkipException("the marts show all that is loaded")
 
     @task(retries=0)

@@ -31,23 +31,20 @@ def transform() -> None:
     @task
     def begin() -> int:
         from tidemark import flows
-        from tidemark.config import Settings
 
         day = runs.as_of(get_current_context())
         build_id = flows.open_build(
-            Settings.from_env(), as_of=day, clock=runs.clock, note=runs.log.info
+            runs.settings(), as_of=day, clock=runs.clock, note=runs.log.info
         )
         return runs.or_skip(build_id, "no day is due")
 
     @task
     def run_layer(build_id: int, layer: Any) -> dict[str, Any]:
         from tidemark import flows
-        from tidemark.config import Settings
 
-        settings = Settings.from_env()
-        with runs.superseded_is_skipped(), runs.nodes_told(settings, build_id, layer):
+        with runs.superseded_is_skipped(), runs.nodes_told(build_id, layer):
             report = flows.build_layer(
-                settings, build_id, layer, clock=runs.clock, note=runs.log.info
+                runs.settings(), build_id, layer, clock=runs.clock, note=runs.log.info
             )
         return report.as_dict()
 
@@ -55,11 +52,10 @@ def transform() -> None:
     def gate(build_id: int, outlet_events: Any = None) -> dict[str, Any]:
         from tidemark import flows
         from tidemark import gate as gates
-        from tidemark.config import Settings
 
         with runs.superseded_is_skipped():
             report = flows.close_build(
-                Settings.from_env(),
+                runs.settings(),
                 build_id,
                 as_of=runs.as_of(get_current_context()),
                 clock=runs.clock,

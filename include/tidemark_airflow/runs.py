@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.exceptions import AirflowSkipException
 from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 if TYPE_CHECKING:
     from tidemark.config import Settings
@@ -37,6 +37,13 @@ def as_of(context: Any) -> date:
     return moment.astimezone(UTC).date()
 
 
+def settings() -> "Settings":
+    """Where this warehouse lies."""
+    from tidemark.config import Settings
+
+    return Settings.from_env()
+
+
 def clock() -> datetime:
     """The clock of the run."""
     return datetime.now(UTC)
@@ -47,6 +54,17 @@ def or_skip(value: Value | None, reason: str) -> Value:
     if value is None:
         raise AirflowSkipException(reason)
     return value
+
+
+@contextmanager
+def refusal_is_final() -> Iterator[None]:
+    """What a guard refused, another try would not change."""
+    from tidemark.errors import Refused
+
+    try:
+        yield
+    except Refused as error:
+        raise AirflowFailException(str(error)) from error
 
 
 @contextmanager
@@ -61,14 +79,14 @@ def superseded_is_skipped() -> Iterator[None]:
 
 
 @contextmanager
-def nodes_told(settings: "Settings", build_id: int, layer: "Layer") -> Iterator[None]:
+def nodes_told(build_id: int, layer: "Layer") -> Iterator[None]:
     """Write what became of each model and test into the log, also when one failed."""
     from tidemark import flows
 
     try:
         yield
     finally:
-        nodes = flows.layer_nodes(settings, build_id, layer)
+        nodes = flows.layer_nodes(settings(), build_id, layer)
         log_table(
             ("model or test", "outcome", "seconds", "rows"),
             [(node.name, node.status, f"{node.seconds:.2f}", node.rows) for node in nodes],

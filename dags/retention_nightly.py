@@ -1,0 +1,53 @@
+"""# retention_nightly
+
+Forgets what is past its window, at 03:30 UTC: plan, then class by class gate, purge and verify. A
+plan over the policy's size waits up to 20 hours for a person: *Required actions* shows it.
+
+**It will not** destroy what Great Expectations has not tied out under this plan's id, what a hold
+keeps or what changed since the plan. No control of Airflow opens the gate: a task marked as success
+leaves no verdict on file, and without one the purge refuses. A refused class stops no other.
+
+**By hand:** trigger it (parameter `as_of`, never in the future), or `tidemark purge`; to see first
+what would go, `tidemark plan` or the page *Retention*.
+
+**When it fails:** the log of `gate` says what does not tie out or is open; docs/airflow.md what to
+do. What a killed run began, `resume` of the next one finishes.
+"""
+
+from typing import Any
+
+from airflow.sdk import TaskGroup, dag, task
+
+from tidemark_airflow import defaults, plans, runs
+
+
+@dag(
+    schedule="30 3 * * *",
+    doc_md=__doc__,
+    tags=["retention"],
+    params={"as_of": runs.AS_OF},
+    **defaults.DAG,
+)
+def retention_nightly() -> None:
+    resume = task(plans.resume)
+    plan = task.branch(plans.plan, inlets=[defaults.MARTS])
+    # The gate waits for the class before it, however that ended.
+    gate = task(plans.prove, task_id="gate", trigger_rule="all_done")
+    purge = task(plans.purge)
+    verify = task(plans.verify)
+
+    @task(trigger_rule="none_failed", outlets=[defaults.PURGED])
+    def verified() -> None:
+        runs.log.info("every class of the plan is verified, or had nothing to go")
+
+    found, approve, end = plan(), plans.PlanApproval(task_id=plans.APPROVAL), verified()
+    resume() >> found >> approve
+    before: list[Any] = [found, approve]
+    for name in plans.classes():
+        with TaskGroup(name):
+            proof, checked = gate(name), verify()
+            before >> proof >> purge(name, proof) >> checked >> end
+            before = [found, approve, checked]
+
+
+retention_nightly()

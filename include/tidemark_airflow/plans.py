@@ -1,0 +1,195 @@
+"""The steps of a purge as the DAG passes them on: by id, so that only what is on file counts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+
+from tidemark import gate, policy, retention
+from tidemark.plan import Plan, due_classes
+from tidemark.purge import StepReport
+from tidemark.retention import PlanReport
+from tidemark_airflow import runs
+
+APPROVAL = "approve"
+#: A plan that nobody answers is let go before the next night's.
+ANSWER_WITHIN = timedelta(hours=20)
+
+
+@dataclass(frozen=True, slots=True)
+class FiledVerdict:
+    """A verdict by its number; the door reads what the gate stored under it."""
+
+    verdict_id: int
+
+
+class PlanApproval(ApprovalOperator):
+    """Shows a plan to a person and waits for the answer; `responded_by_user` says whose it was."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            subject="A purge over the policy's size waits for you",
+            body="{{ ti.xcom_pull(task_ids='plan', key='plan')['text'] }}",
+            response_timeout=ANSWER_WITHIN,
+            execution_timeout=None,
+            retries=0,
+            **kwargs,
+        )
+
+
+def classes() -> tuple[str, ...]:
+    """The classes that a purge may have steps of, in the order in which they go."""
+    return due_classes(policy.read(runs.settings()))
+
+
+def _answered_by(answer: Mapping[str, Any] | None) -> str | None:
+    """Who approved, by what the approval task returned; None where nobody did."""
+    if not answer or answer.get("chosen_options") != [ApprovalOperator.APPROVE]:
+        return None
+    user = answer.get("responded_by_user") or {}
+    return str(user.get("name") or user.get("id") or "") or None
+
+
+def resume() -> list[dict[str, Any]]:
+    """Finish what an interrupted purge began."""
+    return _told(retention.resume(runs.settings(), clock=runs.clock, note=runs.log.info))
+
+
+def plan() -> list[str]:
+    """Work the plan of this run out and pass its id on.
+
+    Returns:
+        The tasks that follow: the approval where one is needed, and the gate of each class in it.
+    """
+    context = get_current_context()
+    with runs.refusal_is_final():
+        report = retention.plan(
+            runs.settings(), as_of=runs.as_of(context), now=runs.clock(), gate=gate
+        )
+    context["ti"].xcom_push("plan", _message(report))
+    approval = [APPROVAL] if report.plan.needs_approval else []
+    return [*approval, *(f"{name}.gate" for name in report.plan.classes)]
+
+
+def prove(name: str) -> dict[str, Any]:
+    """Let the gate decide about a class of this run's plan.
+
+    Raises:
+        AirflowFailException: it said no; the message names the first differences.
+    """
+    with runs.refusal_is_final():
+        verdict = retention.prove(
+            runs.settings(), _current(), name, clock=runs.clock, gate=gate, note=runs.log.info
+        )
+    for line in verdict.failures:
+        runs.log.error(line)
+    if not verdict.success:
+        raise AirflowFailException(f"the gate refused: {'; '.join(verdict.failures[:3])}")
+    return {"verdict_id": verdict.verdict_id}
+
+
+def purge(name: str, verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Destroy what the plan says of a class, as far as what is on file lets it.
+
+    Args:
+        verdict: what the gate's task passed on; None where it left nothing.
+
+    Raises:
+        AirflowFailException: a guard stopped it.
+    """
+    found = _current()
+    filed = FiledVerdict(int(verdict["verdict_id"])) if verdict else None
+    answer = get_current_context()["ti"].xcom_pull(task_ids=APPROVAL)
+    with runs.refusal_is_final():
+        steps = retention.purge_plan(
+            runs.settings(),
+            found,
+            {name: filed},
+            as_of=found.as_of,
+            clock=runs.clock,
+            approved_by=_answered_by(answer),
+            only=name,
+            note=runs.log.info,
+        )
+    return _told(steps)
+
+
+def verify() -> None:
+    """Read the stores again for what this run's plan has destroyed.
+
+    Raises:
+        AirflowFailException: something is not as it has to be; the message names it.
+    """
+    problems = retention.verify(runs.settings(), _current(), clock=runs.clock)
+    if problems:
+        raise AirflowFailException(f"the store is not as it has to be: {'; '.join(problems)}")
+
+
+def _message(report: PlanReport) -> dict[str, Any]:
+    """What the plan's task passes on: its id, and the table that a person is shown."""
+    plan = report.plan
+    columns = ("class", "steps", "first day", "last day", "workspaces", "rows")
+    rows = [
+        (
+            name,
+            len(steps),
+            min(step.first_day for step in steps),
+            max(step.last_day for step in steps),
+            len({workspace for step in steps for workspace in step.workspaces}),
+            sum(step.rows for step in steps),
+        )
+        for name in plan.classes
+        for steps in [plan.of(name)]
+    ]
+    runs.log_table(columns, rows)
+    for held in plan.held:
+        runs.log.info(
+            "held: %s %s of %s: %s", held.data_class, held.month, held.workspace_id, held.reason
+        )
+    for name, reasons in report.blocked.items():
+        for reason in reasons:
+            runs.log.warning("the gate would stop %s: %s", name, reason)
+    text = f"Plan `{plan.plan_id}` of {plan.as_of} destroys {plan.rows} rows.\n\n"
+    return {"plan_id": plan.plan_id, "rows": plan.rows, "text": text + _markdown(columns, rows)}
+
+
+def _current() -> Plan:
+    """The plan of this run, read from where it is kept.
+
+    Raises:
+        AirflowFailException: the run has none: nothing is destroyed without a plan.
+    """
+    found = get_current_context()["ti"].xcom_pull(task_ids="plan", key="plan")
+    if not found:
+        raise AirflowFailException("this run has no plan: clear its task `plan`")
+    return retention.stored_plan(runs.settings(), found["plan_id"])
+
+
+def _told(steps: Sequence[StepReport]) -> list[dict[str, Any]]:
+    """The steps of a purge as a table in the log and a message.
+
+    Raises:
+        AirflowFailException: a guard stopped one of them.
+    """
+    rows = [
+        (step.data_class, step.month, step.action, step.rows, step.status, step.reason)
+        for step in steps
+    ]
+    runs.log_table(("class", "month", "action", "rows", "outcome", "reason"), rows)
+    refused = sorted({step.reason for step in steps if step.failed})
+    if refused:
+        raise AirflowFailException(f"the purge was refused: {'; '.join(refused)}")
+    return [
+        {"class": step.data_class, "month": str(step.month), "rows": step.rows} for step in steps
+    ]
+
+
+def _markdown(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table for the page that asks for approval."""
+    lines = [tuple(columns), *(tuple(row) for row in rows)]
+    text = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+    return "\n".join([text[0], "|" + " --- |" * len(lines[0]), *text[1:]])
