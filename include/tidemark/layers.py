@@ -126,16 +126,20 @@ def run(
 
     if due:
         assert manifest is not None
-        building.dbt(
-            settings,
-            [
-                "build", "--indirect-selection", "empty",
-                "--select", *sorted(wanted[node].selector for node in due),
-            ],
-            manifest=manifest,
-            finished=finished,
-        )  # fmt: skip
-    _count_rows(settings, connection, build_id, layer)
+        try:
+            building.dbt(
+                settings,
+                [
+                    # Unit tests need no warehouse; they run where the project is tested.
+                    "build", "--exclude-resource-type", "unit_test",
+                    "--indirect-selection", "empty",
+                    "--select", *sorted(wanted[node].selector for node in due),
+                ],
+                manifest=manifest,
+                finished=finished,
+            )  # fmt: skip
+        finally:
+            _count_rows(settings, connection, build_id, layer)
     with connection.transaction():
         if layer == LAYERS[-1]:
             # Only a whole and faultless build may forget the days it found on the way.
