@@ -129,6 +129,7 @@ class Order:
             "workspace_id": self.workspace.workspace_id,
             "source": self.source,
             "order_id": self.order_id,
+            "order_key": f"{self.source} {self.order_id}",
             "local_date": self.workspace.day(self.at),
             "created_at": moment(self.at),
             "status": self.status,
@@ -166,6 +167,7 @@ class Refund:
             "source": self.order.source,
             "refund_id": self.refund_id,
             "order_id": self.order.order_id,
+            "order_key": f"{self.order.source} {self.order.order_id}",
             "local_date": workspace.day(self.at),
             "refunded_at": moment(self.at),
             "order_local_date": workspace.day(self.order.at),
@@ -207,6 +209,7 @@ class Payment:
         return "payments", {
             "workspace_id": self.workspace.workspace_id,
             "payment_id": self.payment_id,
+            "order_key": f"payments {self.payment_id}",
             "local_date": self.workspace.day(self.at),
             "paid_at": moment(self.at),
             "status": self.status,
@@ -216,12 +219,25 @@ class Payment:
             "amount": self.amount,
             "customer_key": self.customer,
             "visitor_id": self.visitor,
-            "refunds.refund_id": [refund_id for refund_id, _, _, _ in self.refunds],
-            "refunds.refunded_at": [moment(at) for _, at, _, _ in self.refunds],
-            "refunds.local_date": [self.workspace.day(at) for _, at, _, _ in self.refunds],
-            "refunds.amount": [amount for _, _, amount, _ in self.refunds],
-            "refunds.status": [status for _, _, _, status in self.refunds],
         }
+
+    def more_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for refund_id, at, amount, status in self.refunds:
+            yield (
+                "payment_refunds",
+                {
+                    "workspace_id": self.workspace.workspace_id,
+                    "refund_id": refund_id,
+                    "payment_id": self.payment_id,
+                    "order_key": f"payments {self.payment_id}",
+                    "local_date": self.workspace.day(at),
+                    "refunded_at": moment(at),
+                    "payment_local_date": self.workspace.day(self.at),
+                    "status": status,
+                    "currency": self.currency,
+                    "amount": amount,
+                },
+            )
 
 
 Row = Event | Order | Refund | Payment
@@ -273,14 +289,18 @@ class Dbt:
     ) -> None:
         """Start anew: no rows, these tenants, these exchange rates."""
         self.rows = set()
-        databases = "('intermediate', 'marts', 'retention', 'reference', 'raw')"
-        emptied = ("reference.workspaces", "reference.build_scope", "retention.frozen_days")
+        databases = "('intermediate', 'marts', 'retention', 'reference', 'raw', 'anonymised')"
+        emptied = ("reference.workspaces", "reference.build_scope")
         for table in self.query(
             "select concat(database, '.', name) as name, engine from system.tables"
             f" where database in {databases} and (engine like '%MergeTree' or engine = 'View')"
         ):
             name, engine = table["name"], table["engine"]
-            if name.startswith("raw.") or name in emptied:
+            if (
+                name in emptied
+                or name.startswith(("raw.", "anonymised."))
+                or (name.startswith("retention.") and engine != "View")
+            ):
                 self.execute(f"truncate table {name}")
             elif name.startswith(("intermediate.", "marts.")) and engine != "View":
                 self.execute(f"drop table {name} sync")
@@ -311,10 +331,12 @@ class Dbt:
         loaded = set(rows)
         tables: dict[str, list[dict[str, Any]]] = {
             "pixel_events": [], "orders": [], "order_refunds": [], "payments": [],
+            "payment_refunds": [],
         }  # fmt: skip
         for row in loaded:
-            table, values = row.row()
-            tables[table].append(values)
+            refunds = row.more_rows() if isinstance(row, Payment) else ()
+            for table, values in (row.row(), *refunds):
+                tables[table].append(values)
         for table, lines in tables.items():
             self.execute(f"truncate table raw.{table}")
             self.insert(f"raw.{table}", lines)

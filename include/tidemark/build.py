@@ -146,7 +146,7 @@ def published(settings: Settings, connection: Connection, build_id: int) -> Scop
 
 
 def publish_windows(settings: Settings, connection: Connection, ladder: policy.Policy) -> None:
-    """Write each workspace's windows, and what figures need, where the marts read them."""
+    """Write the windows, what figures need and the smallest cell where the marts read them."""
     tenants = [
         row["workspace_id"] for row in connection.execute("select workspace_id from app.workspaces")
     ]
@@ -154,6 +154,7 @@ def publish_windows(settings: Settings, connection: Connection, ladder: policy.P
     for table, rows in (
         ("reference.windows", availability.windows(ladder, tenants, own)),
         ("reference.figures", availability.requirements(ladder)),
+        ("reference.limits", [{"name": "k", "value": ladder.purge.k}]),
     ):
         clickhouse.execute(settings, f"truncate table {table}")
         _insert(settings, table, rows)
@@ -219,7 +220,7 @@ def models(settings: Settings) -> list[ModelRun]:
         TidemarkError: a model or a test failed; the message names each with its error.
     """
     applied = _models_applied(settings)
-    arguments = ["build", "--exclude-resource-type", "unit_test", "seed"]
+    arguments = ["build", "--exclude-resource-type", "unit_test", "seed", "snapshot"]
     if applied.unchanged:
         # Cautious: else a test would be left out with the one view among its parents.
         arguments += [

@@ -27,7 +27,7 @@ import zstandard
 from isal import igzip_lib
 from psycopg.types.json import Jsonb
 
-from tidemark import clickhouse, keys, policy, privacy
+from tidemark import clickhouse, keys, ledger, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
@@ -351,10 +351,14 @@ class _Loader:
         self.keyring = keys.Keyring.from_settings(settings)
         with connection.transaction():
             self.ledger_key = self.keyring.ledger_key(connection, now)
-            keys.destroy_salts(connection, as_of, now)
+            gone = keys.destroy_salts(connection, as_of, now)
             self.salts = self.keyring.daily_salts(
                 connection, [as_of + timedelta(days=n) for n in range(-3, 2)], as_of, now
             )
+            if gone:
+                ledger.append(connection, self.keyring, "salts_destroyed", {"days": gone}, now)
+        if gone:
+            ledger.copy_head(settings, connection, now)
         self.workspaces = {
             row["workspace_id"]: row
             for row in connection.execute(

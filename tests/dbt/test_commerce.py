@@ -272,6 +272,7 @@ def _fill(dbt: Dbt, first: date, end: date) -> None:
         ("orders", 30, {
             "source": "'shopify_orders'",
             "order_id": "concat(toString(day), toString(n))",
+            "order_key": "concat('o', toString(day), toString(n))",
             "created_at": at,
             "status": "'paid'",
             "currency": "'GBP'",
@@ -281,6 +282,7 @@ def _fill(dbt: Dbt, first: date, end: date) -> None:
         }),
         ("payments", 10, {
             "payment_id": "concat(toString(day), toString(n))",
+            "order_key": "concat('p', toString(day), toString(n))",
             "paid_at": at,
             "status": "'succeeded'",
             "is_paid": "true",
@@ -293,6 +295,7 @@ def _fill(dbt: Dbt, first: date, end: date) -> None:
             "source": "'shopify_orders'",
             "refund_id": "concat('f', toString(day), toString(n))",
             "order_id": "concat(toString(day - 1 - n), toString(n))",
+            "order_key": "concat('o', toString(day - 1 - n), toString(n))",
             "refunded_at": at,
             "order_local_date": "day - 1 - n",
             "currency": "'GBP'",

@@ -275,8 +275,8 @@ def test_what_is_whole_passes(built: Warehouse, moments: Iterator[datetime]) -> 
             " raw 3 rows of 3 ids 338.6501, marts",
         ),
         (
-            "clickhouse", "raw.payments",
-            "alter table raw.payments update `refunds.amount` = [4, 9] where status = 'succeeded'",
+            "clickhouse", "raw.payment_refunds",
+            "alter table raw.payment_refunds update amount = 4 where status = 'succeeded'",
             "payment_refunds, workspace till, 2026-11-20, EUR: ledger 1 rows of 1 ids 5,"
             " raw 1 rows of 1 ids 4,",
         ),

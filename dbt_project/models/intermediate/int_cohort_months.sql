@@ -26,22 +26,74 @@ month_days as (
     from dirty_months
 ),
 
-orders as (
+standing_orders as (
     select * from {{ ref('int_orders') }}
     where
-        is_counted
-        and cohort_month != toDate(0)
-        and (workspace_id, date_day) in (select workspace_id, date_day from month_days)
+        (workspace_id, date_day) in (select workspace_id, date_day from month_days)
         and (workspace_id, toStartOfMonth(date_day)) in (select workspace_id, date_day from dirty_months)
 ),
 
-refunds as (
+standing_refunds as (
     select * from {{ ref('int_refunds') }}
+    where
+        (workspace_id, date_day) in (select workspace_id, date_day from month_days)
+        and (workspace_id, toStartOfMonth(date_day)) in (select workspace_id, date_day from dirty_months)
+),
+
+-- Of a month's days the oldest may be purged, and what counts of them lies in the snapshots.
+orders as (
+    select
+        workspace_id,
+        date_day,
+        customer_key,
+        cohort_month,
+        revenue
+    from standing_orders
     where
         is_counted
         and cohort_month != toDate(0)
-        and (workspace_id, date_day) in (select workspace_id, date_day from month_days)
+    union all
+    select
+        workspace_id,
+        date_day,
+        customer_key,
+        cohort_month,
+        revenue
+    from {{ anonymised_sales() }}
+    where
+        is_counted
+        and cohort_month != toDate(0)
         and (workspace_id, toStartOfMonth(date_day)) in (select workspace_id, date_day from dirty_months)
+        and (workspace_id, source, order_key) not in (
+            select workspace_id, source, order_key from standing_orders
+        )
+),
+
+refunds as (
+    select
+        workspace_id,
+        date_day,
+        cohort_month,
+        refunds
+    from standing_refunds
+    where
+        is_counted
+        and cohort_month != toDate(0)
+    union all
+    select
+        workspace_id,
+        date_day,
+        cohort_month,
+        refunds
+    from {{ source('anonymised', 'order_refunds') }}
+    where
+        dbt_valid_to is null
+        and is_counted
+        and cohort_month != toDate(0)
+        and (workspace_id, toStartOfMonth(date_day)) in (select workspace_id, date_day from dirty_months)
+        and (workspace_id, source, order_key, date_day) not in (
+            select workspace_id, source, order_key, date_day from standing_refunds
+        )
 ),
 
 ordered as (

@@ -20,7 +20,9 @@ first_in_scope as (
     select
         workspace_id,
         customer_key,
-        min((created_at, source, toUInt64OrZero(order_id), order_id, measure_group, date_day)) as first_sale
+        min((
+            date_day, created_at, source, toUInt64OrZero(order_id), order_id, order_key, measure_group
+        )) as first_sale
     from sales
     group by workspace_id, customer_key
 ),
@@ -61,8 +63,8 @@ unsettled_customers as (
         (workspace_id, first_measure_group, first_date) in (
             select workspace_id, measure_group, date_day from scope
         )
-        and (workspace_id, customer_key, first_source, first_order_id, first_created_at) not in (
-            select workspace_id, customer_key, source, order_id, created_at from sales
+        and (workspace_id, customer_key, first_source, first_order_key, first_date) not in (
+            select workspace_id, customer_key, source, order_key, date_day from sales
         )
 ),
 
@@ -70,7 +72,9 @@ first_elsewhere as (
     select
         workspace_id,
         customer_key,
-        min((created_at, source, toUInt64OrZero(order_id), order_id, measure_group, date_day)) as first_sale
+        min((
+            date_day, created_at, source, toUInt64OrZero(order_id), order_id, order_key, measure_group
+        )) as first_sale
     from stored_sales
     where
         is_counted
@@ -82,16 +86,44 @@ first_elsewhere as (
     group by workspace_id, customer_key
 ),
 
+-- Of orders that are gone the day is known. It decides: whole days go, so no other day's order is as old.
+purged_sales as (
+    select
+        workspace_id,
+        customer_key,
+        (
+            date_day, toDateTime64(0, 6, 'UTC'), source, toUInt64(0), '', order_key,
+            toLowCardinality(if(source = 'payments', 'payments', 'orders'))
+        ) as sale
+    from {{ anonymised_sales() }}
+    where
+        is_counted
+        and (workspace_id, customer_key) in (select workspace_id, customer_key from unsettled_customers)
+),
+
+first_purged as (
+    select
+        workspace_id,
+        customer_key,
+        min(purged_sales.sale) as first_sale
+    from purged_sales
+    group by workspace_id, customer_key
+),
+
+-- One whose day is in scope is among the sales, or the customer is unsettled.
 first_stored as (
     select
         workspace_id,
         customer_key,
         (
-            first_created_at, first_source, toUInt64OrZero(first_order_id), first_order_id,
-            first_measure_group, first_date
+            first_date, toDateTime64(0, 6, 'UTC'), first_source, toUInt64(0), '', first_order_key,
+            first_measure_group
         ) as first_sale
     from customers
-    where (workspace_id, customer_key) not in (select workspace_id, customer_key from unsettled_customers)
+    where
+        (workspace_id, first_measure_group, first_date) not in (
+            select workspace_id, measure_group, date_day from scope
+        )
 ),
 {% endif %}
 
@@ -108,6 +140,12 @@ candidates as (
         customer_key,
         first_sale
     from first_elsewhere
+    union all
+    select
+        workspace_id,
+        customer_key,
+        first_sale
+    from first_purged
     union all
     select
         workspace_id,
@@ -134,7 +172,7 @@ compared as (
         firsts.first_sale as first_sale,
         firsts.customer_key = '' as is_deleted,
         customers.customer_key != '' as was_known,
-        (customers.first_created_at, customers.first_source, customers.first_order_id) as known_sale
+        (customers.first_date, customers.first_source, customers.first_order_key) as known_sale
     from firsts
     full join customers
         on
@@ -147,7 +185,7 @@ compared as (
         first_sale,
         false as is_deleted,
         false as was_known,
-        (first_sale.1, first_sale.2, '') as known_sale
+        (first_sale.1, first_sale.3, '') as known_sale
     from firsts
     {% endif %}
 ),
@@ -156,18 +194,17 @@ final as (
     select
         cast(workspace_id as LowCardinality(String)) as workspace_id,
         customer_key,
-        first_sale.1 as first_created_at,
-        cast(first_sale.2 as LowCardinality(String)) as first_source,
-        first_sale.4 as first_order_id,
-        cast(first_sale.5 as LowCardinality(String)) as first_measure_group,
-        first_sale.6 as first_date,
+        first_sale.1 as first_date,
+        cast(first_sale.3 as LowCardinality(String)) as first_source,
+        first_sale.6 as first_order_key,
+        cast(first_sale.7 as LowCardinality(String)) as first_measure_group,
         cast(is_deleted as Bool) as is_deleted,
         cast(was_known as Bool) as was_known
     from compared
     where
         is_deleted
         or not was_known
-        or known_sale != (first_sale.1, first_sale.2, first_sale.4)
+        or known_sale != (first_sale.1, first_sale.3, first_sale.6)
 )
 
 select * from final

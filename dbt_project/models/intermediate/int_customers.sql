@@ -21,11 +21,10 @@ final as (
     select
         workspace_id,
         customer_key,
-        first_created_at,
-        first_source,
-        first_order_id,
-        first_measure_group,
         first_date,
+        first_source,
+        first_order_key,
+        first_measure_group,
         toUInt8(is_deleted) as is_deleted,
         toUInt64(toUnixTimestamp64Micro(now64(6))) as version
     from changes

@@ -1,8 +1,5 @@
 {{ config(post_hook="{{ remember_days(this) }}") }}
 
-{#- Read by name: it is rebuilt after this model, which wants what the last build left in it. -#}
-{% set stored_refunds = stored_relation('int_refunds') %}
-
 with
 
 scope as (
@@ -67,22 +64,11 @@ refunds_of_payments as (
         workspace_id,
         date_day
     from payment_refunds
-    where {{ on_days('payment_days', day='payment_date') }}
-),
-
-{% if stored_refunds %}
-stored_refunds_of_payments as (
-    select distinct
-        workspace_id,
-        date_day
-    from {{ stored_refunds }}
     where
-        source = 'payments'
-        and date_day >= (select min(date_day) from payment_days)
+        date_day >= (select min(date_day) from payment_days)
         and workspace_id in (select workspace_id from payment_days)
-        and (workspace_id, order_date) in (select workspace_id, date_day from payment_days)
+        and (workspace_id, payment_date) in (select workspace_id, date_day from payment_days)
 ),
-{% endif %}
 
 unioned as (
     select * from scope
@@ -92,10 +78,6 @@ unioned as (
     select * from refunds_of_orders
     union distinct
     select * from refunds_of_payments
-    {% if stored_refunds %}
-    union distinct
-    select * from stored_refunds_of_payments
-    {% endif %}
 ),
 
 final as (

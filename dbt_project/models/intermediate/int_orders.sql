@@ -34,24 +34,92 @@ sales as (
     select * from {{ ref('int_dirty_sales') }}
 ),
 
+{% if is_incremental() %}
+-- Where the pixel rows behind an order are purged, what the order keeps of them is all that is left: its link
+-- and its session stand in for those.
+frozen_days as (
+    select
+        workspace_id,
+        local_date
+    from {{ source('retention', 'frozen_days') }}
+    where
+        measure_group = 'pixel'
+        and {{ on_days('dirty_days', before=31, after=31, day='local_date') }}
+),
+
+stored_orders as (
+    select * from {{ this }}
+    where {{ on_days('dirty_days') }}
+),
+{% endif %}
+
 purchase_links as (
-    select * from {{ ref('int_purchase_links') }}
+    select
+        workspace_id,
+        date_day,
+        order_id,
+        event_at,
+        anonymous_id
+    from {{ ref('int_purchase_links') }}
     where {{ on_days('dirty_days', before=31, after=31) }}
+    {% if is_incremental() %}
+    union all
+    select
+        workspace_id,
+        link_date as date_day,
+        order_id,
+        linked_at as event_at,
+        visitor_id as anonymous_id
+    from stored_orders
+    where
+        measure_group = 'orders'
+        and (workspace_id, link_date) in (select workspace_id, local_date from frozen_days)
+    {% endif %}
 ),
 
 sessions as (
-    select * from {{ ref('int_sessions') }}
+    select
+        workspace_id,
+        date_day,
+        anonymous_id,
+        session_key,
+        started_at,
+        platform,
+        campaign,
+        traffic_source,
+        medium,
+        source_rule_id
+    from {{ ref('int_sessions') }}
     where
         is_start
         and not is_bot
         and platform != 'direct'
+        and {{ on_days('dirty_days', before=31) }}
+    {% if is_incremental() %}
+    union all
+    select
+        workspace_id,
+        session_date as date_day,
+        visitor_id as anonymous_id,
+        '' as session_key,
+        session_started_at as started_at,
+        platform,
+        campaign,
+        traffic_source,
+        medium,
+        source_rule_id
+    from stored_orders
+    where
+        attribution = 'session'
+        and (workspace_id, session_date) in (select workspace_id, local_date from frozen_days)
+    {% endif %}
 ),
 
 customers as (
     select
         workspace_id,
         customer_key,
-        argMax((first_source, first_order_id, first_date, is_deleted), version) as first_sale
+        argMax((first_source, first_order_key, first_date, is_deleted), version) as first_sale
     from {{ ref('int_customers') }}
     where
         (workspace_id, customer_key) in (
@@ -75,7 +143,10 @@ linked_visitors as (
         sales.workspace_id as workspace_id,
         sales.source as source,
         sales.order_id as order_id,
-        argMin(purchase_links.anonymous_id, (purchase_links.event_at, purchase_links.anonymous_id)) as visitor_id
+        argMin(
+            (purchase_links.anonymous_id, purchase_links.event_at, purchase_links.date_day),
+            (purchase_links.event_at, purchase_links.anonymous_id)
+        ) as link
     from sales
     inner join purchase_links
         on
@@ -94,7 +165,9 @@ visits as (
         sales.source as source,
         sales.order_id as order_id,
         sales.created_at as created_at,
-        if(sales.measure_group = 'payments', sales.visitor_id, linked_visitors.visitor_id) as visitor_id
+        if(sales.measure_group = 'payments', sales.visitor_id, linked_visitors.link.1) as visitor_id,
+        linked_visitors.link.2 as linked_at,
+        linked_visitors.link.3 as link_date
     from sales
     left join linked_visitors
         on
@@ -106,6 +179,7 @@ visits as (
 visitor_sessions as (
     select
         workspace_id,
+        date_day,
         anonymous_id,
         session_key,
         started_at,
@@ -115,9 +189,7 @@ visitor_sessions as (
         medium,
         source_rule_id
     from sessions
-    where
-        {{ on_days('dirty_days', before=31) }}
-        and anonymous_id in (select visitor_id from visits where visitor_id != '')
+    where anonymous_id in (select visitor_id from visits where visitor_id != '')
 ),
 
 attributions as (
@@ -128,7 +200,8 @@ attributions as (
         argMax(
             (
                 visitor_sessions.platform, visitor_sessions.campaign, visitor_sessions.traffic_source,
-                visitor_sessions.medium, visitor_sessions.source_rule_id
+                visitor_sessions.medium, visitor_sessions.source_rule_id, visitor_sessions.started_at,
+                visitor_sessions.date_day
             ),
             (visitor_sessions.started_at, visitor_sessions.session_key)
         ) as origin
@@ -143,36 +216,6 @@ attributions as (
     group by visits.workspace_id, visits.source, visits.order_id
 ),
 
-{% if is_incremental() %}
--- Where the pixel rows behind an order are purged, what it was attributed to is all that is left of them.
-frozen_days as (
-    select
-        workspace_id,
-        local_date as date_day
-    from {{ source('retention', 'frozen_days') }}
-    where measure_group = 'pixel'
-),
-
-stored_attributions as (
-    select
-        workspace_id,
-        source,
-        order_id,
-        visitor_id,
-        (platform, campaign, traffic_source, medium, source_rule_id) as origin
-    from {{ this }}
-    where
-        attribution = 'session'
-        and {{ on_days('dirty_days') }}
-        and (workspace_id, date_day) in (
-            select
-                workspace_id,
-                date_day + arrayJoin(range(32)) as date_day
-            from frozen_days
-        )
-),
-{% endif %}
-
 attributed as (
     select
         sales.workspace_id as workspace_id,
@@ -180,6 +223,7 @@ attributed as (
         sales.date_day as date_day,
         sales.source as source,
         sales.order_id as order_id,
+        sales.order_key as order_key,
         sales.created_at as created_at,
         sales.is_counted as is_counted,
         sales.currency as currency,
@@ -189,18 +233,20 @@ attributed as (
         sales.shipping as shipping,
         sales.taxes as taxes,
         sales.customer_key as customer_key,
-        {% if is_incremental() %}
-        if(visits.visitor_id = '', stored_attributions.visitor_id, visits.visitor_id) as visitor_id,
-        {% else %}
         visits.visitor_id as visitor_id,
-        {% endif %}
+        visits.linked_at as linked_at,
+        visits.link_date as link_date,
+        attributions.origin.6 as session_started_at,
+        attributions.origin.7 as session_date,
         multiIf(
             attributions.origin.1 != '',
-            ('session', attributions.origin),
-            {% if is_incremental() %}
-            stored_attributions.origin.1 != '',
-            ('session', stored_attributions.origin),
-            {% endif %}
+            (
+                'session',
+                (
+                    attributions.origin.1, attributions.origin.2, attributions.origin.3, attributions.origin.4,
+                    attributions.origin.5
+                )
+            ),
             sales.platform != 'direct',
             (
                 'landing',
@@ -224,13 +270,6 @@ attributed as (
             sales.workspace_id = attributions.workspace_id
             and sales.source = attributions.source
             and sales.order_id = attributions.order_id
-    {% if is_incremental() %}
-    left join stored_attributions
-        on
-            sales.workspace_id = stored_attributions.workspace_id
-            and sales.source = stored_attributions.source
-            and sales.order_id = stored_attributions.order_id
-    {% endif %}
 ),
 
 rated as (
@@ -252,6 +291,7 @@ final as (
         rated.date_day as date_day,
         rated.source as source,
         rated.order_id as order_id,
+        rated.order_key as order_key,
         rated.created_at as created_at,
         rated.is_counted as is_counted,
         rated.currency as currency,
@@ -266,7 +306,7 @@ final as (
             rated.is_counted
             and rated.customer_key != ''
             and customers.first_sale.1 = rated.source
-            and customers.first_sale.2 = rated.order_id as Bool
+            and customers.first_sale.2 = rated.order_key as Bool
         ) as is_new_customer,
         if(
             rated.is_counted and customers.customer_key != '',
@@ -274,6 +314,10 @@ final as (
             toDate(0)
         ) as cohort_month,
         rated.visitor_id as visitor_id,
+        rated.linked_at as linked_at,
+        rated.link_date as link_date,
+        rated.session_started_at as session_started_at,
+        rated.session_date as session_date,
         cast(rated.attribution.1 as LowCardinality(String)) as attribution,
         cast(rated.attribution.2.1 as LowCardinality(String)) as platform,
         rated.attribution.2.2 as campaign,

@@ -19,20 +19,13 @@ dirty_days as (
     from {{ ref('int_dirty_refund_days') }}
 ),
 
-payment_days as (
-    select
-        workspace_id,
-        date_day
-    from {{ ref('int_dirty_order_days') }}
-    where measure_group = 'payments'
-),
-
 order_refunds as (
     select
         workspace_id,
         date_day,
         source,
         order_id,
+        order_key,
         refund_id,
         refunded_at,
         order_date,
@@ -49,16 +42,15 @@ payment_refunds as (
         date_day,
         toLowCardinality('payments') as source,
         payment_id as order_id,
+        order_key,
         refund_id,
         refunded_at,
         payment_date as order_date,
         currency,
         amount,
-        true as is_revenue_source
+        is_revenue_source
     from {{ ref('stg_payments__refunds') }}
-    where
-        {{ on_days('payment_days', day='payment_date') }}
-        and (workspace_id, date_day) in (select workspace_id, date_day from dirty_days)
+    where {{ on_days('dirty_days') }}
 ),
 
 orders as (
@@ -80,12 +72,11 @@ refunds as (
     select * from payment_refunds
 ),
 
-refunded_orders as (
+standing_orders as (
     select
         workspace_id,
         source,
-        order_id,
-        date_day,
+        order_key,
         is_counted,
         customer_key,
         cohort_month,
@@ -98,12 +89,34 @@ refunded_orders as (
         )
 ),
 
+-- An order whose rows are gone has left its facts; while both stand they are the same.
+refunded_orders as (
+    select * from standing_orders
+    union all
+    select
+        workspace_id,
+        source,
+        order_key,
+        is_counted,
+        customer_key,
+        cohort_month,
+        platform,
+        campaign
+    from {{ anonymised_sales() }}
+    where
+        (workspace_id, order_key) in (select workspace_id, order_key from refunds)
+        and (workspace_id, source, order_key) not in (
+            select workspace_id, source, order_key from standing_orders
+        )
+),
+
 attributed as (
     select
         refunds.workspace_id as workspace_id,
         refunds.date_day as date_day,
         refunds.source as source,
         refunds.order_id as order_id,
+        refunds.order_key as order_key,
         refunds.refund_id as refund_id,
         refunds.refunded_at as refunded_at,
         refunds.order_date as order_date,
@@ -123,9 +136,8 @@ attributed as (
     left join refunded_orders
         on
             refunds.workspace_id = refunded_orders.workspace_id
-            and refunds.order_date = refunded_orders.date_day
             and refunds.source = refunded_orders.source
-            and refunds.order_id = refunded_orders.order_id
+            and refunds.order_key = refunded_orders.order_key
 ),
 
 rated as (
@@ -140,12 +152,13 @@ rated as (
             and attributed.to_currency = rates.to_currency
 ),
 
-rebuilt as (
+final as (
     select
         workspace_id,
         date_day,
         source,
         order_id,
+        order_key,
         refund_id,
         refunded_at,
         order_date,
@@ -158,42 +171,6 @@ rebuilt as (
         cast(platform as LowCardinality(String)) as platform,
         campaign
     from rated
-),
-
-{% if is_incremental() %}
--- A payment carries its refunds of any later day, so a day's refunds come from payments of any earlier one:
--- those of untouched payments stay as they are.
-kept as (
-    select
-        workspace_id,
-        date_day,
-        source,
-        order_id,
-        refund_id,
-        refunded_at,
-        order_date,
-        is_counted,
-        currency,
-        amount,
-        refunds,
-        customer_key,
-        cohort_month,
-        platform,
-        campaign
-    from {{ this }}
-    where
-        source = 'payments'
-        and {{ on_days('dirty_days') }}
-        and (workspace_id, order_date) not in (select workspace_id, date_day from payment_days)
-),
-{% endif %}
-
-final as (
-    select * from rebuilt
-    {% if is_incremental() %}
-    union all
-    select * from kept
-    {% endif %}
 )
 
 select * from final

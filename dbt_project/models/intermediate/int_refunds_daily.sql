@@ -31,8 +31,7 @@ final as (
         refunds.platform as platform,
         refunds.campaign as campaign,
         toDecimal64(sum(refunds.refunds), 4) as refunds,
-        -- A payment's refunds are no raw rows of their own.
-        countIf(refunds.source != 'payments') as row_count
+        count() as row_count
     from refunds
     group by refunds.workspace_id, refunds.date_day, refunds.platform, refunds.campaign
 )

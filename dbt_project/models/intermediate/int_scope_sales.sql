@@ -18,6 +18,7 @@ final as (
         date_day,
         source,
         order_id,
+        order_key,
         created_at,
         customer_key
     from sales

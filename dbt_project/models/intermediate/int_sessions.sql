@@ -33,13 +33,95 @@ dirty_sessions as (
     where {{ on_days('dirty_days') }}
 ),
 
+{% if is_incremental() %}
+-- Days that are purged have left the start and the origin of a session on the days that it lives on.
+frozen_days as (
+    select
+        workspace_id,
+        local_date as date_day
+    from {{ source('retention', 'frozen_days') }}
+    where
+        measure_group = 'pixel'
+        and {{ on_days('dirty_days', before=62, after=62, day='local_date') }}
+),
+
+stored_sessions as (
+    select * from {{ this }}
+    where
+        {{ on_days('frozen_days', before=31, after=31) }}
+        and {{ on_days('dirty_days', before=31, after=31) }}
+        and (workspace_id, anonymous_id, session_key, is_bot) in (
+            select workspace_id, anonymous_id, session_key, is_bot from dirty_sessions
+        )
+),
+{% endif %}
+
 candidates as (
-    select * from session_days
+    select
+        workspace_id,
+        date_day,
+        anonymous_id,
+        session_key,
+        is_bot,
+        first_event_at,
+        origin_at,
+        platform,
+        campaign,
+        traffic_source,
+        medium,
+        source_rule_id,
+        pageviews,
+        conversions,
+        row_count,
+        distinct_ids
+    from session_days
     where
         {{ on_days('dirty_days', before=31, after=31) }}
         and (workspace_id, anonymous_id, session_key, is_bot) in (
             select workspace_id, anonymous_id, session_key, is_bot from dirty_sessions
         )
+    {% if is_incremental() %}
+    union all
+    select
+        workspace_id,
+        start_date as date_day,
+        anonymous_id,
+        session_key,
+        is_bot,
+        started_at as first_event_at,
+        toDateTime64(0, 6, 'UTC') as origin_at,
+        toLowCardinality('direct') as platform,
+        '' as campaign,
+        toLowCardinality('') as traffic_source,
+        toLowCardinality('') as medium,
+        toLowCardinality('') as source_rule_id,
+        toUInt64(0) as pageviews,
+        toUInt64(0) as conversions,
+        toUInt64(0) as row_count,
+        toUInt64(0) as distinct_ids
+    from stored_sessions
+    where (workspace_id, start_date) in (select workspace_id, date_day from frozen_days)
+    union all
+    select
+        workspace_id,
+        origin_date as date_day,
+        anonymous_id,
+        session_key,
+        is_bot,
+        origin_at as first_event_at,
+        origin_at,
+        platform,
+        campaign,
+        traffic_source,
+        medium,
+        source_rule_id,
+        toUInt64(0) as pageviews,
+        toUInt64(0) as conversions,
+        toUInt64(0) as row_count,
+        toUInt64(0) as distinct_ids
+    from stored_sessions
+    where (workspace_id, origin_date) in (select workspace_id, date_day from frozen_days)
+    {% endif %}
 ),
 
 -- A session id that lives on for months would make every day depend on all of history: 31 days to either side
@@ -55,10 +137,10 @@ spans as (
         conversions,
         row_count,
         distinct_ids,
-        min(date_day) over nearby as first_date,
+        min(date_day) over nearby as start_date,
         min(first_event_at) over nearby as started_at,
         argMinIf(
-            (platform, campaign, traffic_source, medium, source_rule_id),
+            (platform, campaign, traffic_source, medium, source_rule_id, origin_at, date_day),
             origin_at,
             platform != 'direct'
         ) over nearby as origin
@@ -77,8 +159,11 @@ final as (
         anonymous_id,
         session_key,
         is_bot,
-        cast(date_day = first_date as Bool) as is_start,
+        cast(date_day = start_date as Bool) as is_start,
+        start_date,
         started_at,
+        origin.7 as origin_date,
+        origin.6 as origin_at,
         cast(if(origin.1 = '', 'direct', origin.1) as LowCardinality(String)) as platform,
         origin.2 as campaign,
         cast(origin.3 as LowCardinality(String)) as traffic_source,

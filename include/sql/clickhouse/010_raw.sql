@@ -49,6 +49,7 @@ create table if not exists raw.orders
     workspace_id LowCardinality(String),
     source LowCardinality(String) comment 'shopify_orders or woocommerce_orders',
     order_id String,
+    order_key String comment 'Keyed pseudonym of source and order_id, 32 hex: it outlives the order',
     local_date Date comment 'Day of created_at in the workspace''s timezone',
     created_at DateTime64(6, 'UTC'),
     updated_at DateTime64(6, 'UTC'),
@@ -82,9 +83,11 @@ create table if not exists raw.order_refunds
     source LowCardinality(String),
     refund_id String,
     order_id String,
+    order_key String comment 'That of the order, which may be purged',
     local_date Date comment 'Day of refunded_at in the workspace''s timezone',
     refunded_at DateTime64(6, 'UTC'),
     order_local_date Date,
+    updated_at DateTime64(6, 'UTC') comment 'That of the order''s version it came with',
     currency LowCardinality(String),
     amount Decimal(18, 4) comment 'Positive: what went back to the customer',
     delivery_date Date,
@@ -99,6 +102,7 @@ create table if not exists raw.payments
 (
     workspace_id LowCardinality(String),
     payment_id String,
+    order_key String comment 'Keyed pseudonym of payment_id, 32 hex: it outlives the payment',
     local_date Date comment 'Day of paid_at in the workspace''s timezone',
     paid_at DateTime64(6, 'UTC'),
     status LowCardinality(String),
@@ -106,14 +110,6 @@ create table if not exists raw.payments
     is_livemode Bool,
     currency LowCardinality(String),
     amount Decimal(18, 4),
-    refunds Nested
-    (
-        refund_id String,
-        refunded_at DateTime64(6, 'UTC'),
-        local_date Date,
-        amount Decimal(18, 4),
-        status String
-    ),
     customer_key String,
     visitor_id String comment 'metadata.visitor_id, the anonymous_id of the pixel, or empty',
     delivery_date Date,
@@ -123,6 +119,26 @@ create table if not exists raw.payments
 engine = MergeTree
 partition by toYYYYMM(local_date)
 order by (workspace_id, local_date, payment_id);
+
+create table if not exists raw.payment_refunds
+(
+    workspace_id LowCardinality(String),
+    refund_id String,
+    payment_id String,
+    order_key String comment 'That of the payment, which may be purged',
+    local_date Date comment 'Day of refunded_at in the workspace''s timezone',
+    refunded_at DateTime64(6, 'UTC'),
+    payment_local_date Date,
+    status LowCardinality(String),
+    currency LowCardinality(String),
+    amount Decimal(18, 4) comment 'Positive: what went back to the customer',
+    delivery_date Date,
+    load_id UInt64,
+    line_number UInt64
+)
+engine = MergeTree
+partition by toYYYYMM(local_date)
+order by (workspace_id, local_date, payment_id, refund_id);
 
 create table if not exists raw.ad_spend
 (

@@ -110,6 +110,35 @@ with
             )
     ),
 
+    payment_refunds as (
+        select
+            workspace_id,
+            local_date,
+            payment_id,
+            payment_local_date,
+            currency,
+            amount
+        from raw.payment_refunds
+        where
+            {{ asked local_date }}
+            and status = 'succeeded'
+            and workspace_id in (
+                select workspace_id from reference.workspaces final where revenue_source = 'payments'
+            )
+    ),
+
+    refunded_payments as (
+        select
+            workspace_id,
+            payment_id,
+            is_livemode and is_paid and status = 'succeeded' as is_counted
+        from raw.payments
+        where
+            (workspace_id, local_date, payment_id) in (
+                select workspace_id, payment_local_date, payment_id from payment_refunds
+            )
+    ),
+
     refunds as (
         select
             order_refunds.workspace_id as workspace_id,
@@ -127,28 +156,17 @@ with
         where is_orphan or refunded_orders.is_counted
         union all
         select
-            workspace_id,
-            refund.1 as local_date,
-            currency,
-            refund.2 as amount,
-            false as is_orphan
-        from (
-            select
-                workspace_id,
-                currency,
-                arrayZip(refunds.local_date, refunds.amount, refunds.status) as payment_refunds
-            from raw.payments
-            where
-                {{ carriers local_date }}
-                and workspace_id in (
-                    select workspace_id from reference.workspaces final where revenue_source = 'payments'
-                )
-                and is_livemode
-                and is_paid
-                and status = 'succeeded'
-        )
-        array join payment_refunds as refund
-        where refund.3 = 'succeeded'
+            payment_refunds.workspace_id as workspace_id,
+            payment_refunds.local_date as local_date,
+            payment_refunds.currency as currency,
+            payment_refunds.amount as amount,
+            refunded_payments.payment_id = '' as is_orphan
+        from payment_refunds
+        left join refunded_payments
+            on
+                payment_refunds.workspace_id = refunded_payments.workspace_id
+                and payment_refunds.payment_id = refunded_payments.payment_id
+        where is_orphan or refunded_payments.is_counted
     )
 
 select

@@ -41,17 +41,23 @@ select
     line_number,
     happened_at,
     payment_id,
+    tidemark_pseudonym('order', concat('payments', '\0', payment_id), pseudonym_key) as order_key,
     ifNull(happened_at, toDateTime64(0, 6, 'UTC')) as paid_at,
     status,
     is_paid,
     is_livemode,
     currency,
     toDecimal64(ifNull(amount_or_null, 0), 4) / minor_units as amount,
-    arrayMap(refund -> tidemark_text(refund.id), data) as `refunds.refund_id`,
-    refund_times as `refunds.refunded_at`,
-    arrayMap(at -> toDate(toTimeZone(at, {timezone:String})), refund_times) as `refunds.local_date`,
-    arrayMap(minor -> toDecimal64(ifNull(minor, 0), 4) / minor_units, refund_amounts) as `refunds.amount`,
-    arrayMap(refund -> tidemark_text(refund.status), data) as `refunds.status`,
+    arrayMap(
+        (refund, at, minor) -> (
+            tidemark_text(refund.id),
+            at,
+            toDate(toTimeZone(at, {timezone:String})),
+            tidemark_text(refund.status),
+            toDecimal64(ifNull(minor, 0), 4) / minor_units
+        ),
+        data, refund_times, refund_amounts
+    ) as refunds,
     tidemark_customer(email, 'payments', customer_id, pseudonym_key) as customer_key,
     tidemark_id('anonymous_id', visitor_id, pseudonym_key) as visitor_id,
     multiIf(

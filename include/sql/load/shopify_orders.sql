@@ -82,6 +82,7 @@ select
     line_number,
     happened_at,
     tidemark_id('order_id', order_id, pseudonym_key) as order_id,
+    tidemark_pseudonym('order', concat('shopify_orders', '\0', order_id), pseudonym_key) as order_key,
     ifNull(happened_at, toDateTime64(0, 6, 'UTC')) as created_at,
     coalesce(updated_at_or_null, happened_at, toDateTime64(0, 6, 'UTC')) as updated_at,
     status,

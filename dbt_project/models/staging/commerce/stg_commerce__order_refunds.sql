@@ -14,6 +14,7 @@ final as (
         source.source as source,
         source.refund_id as refund_id,
         source.order_id as order_id,
+        source.order_key as order_key,
         source.local_date as date_day,
         source.refunded_at as refunded_at,
         source.order_local_date as order_date,

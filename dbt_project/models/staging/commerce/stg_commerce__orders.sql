@@ -17,6 +17,7 @@ final as (
         source.workspace_id as workspace_id,
         source.source as source,
         source.order_id as order_id,
+        source.order_key as order_key,
         source.local_date as date_day,
         source.created_at as created_at,
         source.currency as currency,

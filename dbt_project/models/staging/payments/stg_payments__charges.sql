@@ -12,6 +12,7 @@ final as (
     select
         source.workspace_id as workspace_id,
         source.payment_id as payment_id,
+        source.order_key as order_key,
         source.local_date as date_day,
         source.paid_at as paid_at,
         source.currency as currency,

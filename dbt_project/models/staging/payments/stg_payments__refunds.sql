@@ -1,25 +1,28 @@
 with
 
 source as (
-    select * from {{ source('raw', 'payments') }}
+    select * from {{ source('raw', 'payment_refunds') }}
+),
+
+workspaces as (
+    select * from {{ ref('stg_reference__workspaces') }}
 ),
 
 final as (
     select
-        workspace_id,
-        payment_id,
-        local_date as payment_date,
-        refund.1 as refund_id,
-        refund.2 as refunded_at,
-        refund.3 as date_day,
-        refund.4 as amount,
-        currency
+        source.workspace_id as workspace_id,
+        source.payment_id as payment_id,
+        source.order_key as order_key,
+        source.payment_local_date as payment_date,
+        source.refund_id as refund_id,
+        source.refunded_at as refunded_at,
+        source.local_date as date_day,
+        source.currency as currency,
+        source.amount as amount,
+        cast(workspaces.revenue_source = 'payments' as Bool) as is_revenue_source
     from source
-    array join
-        arrayZip(
-            refunds.refund_id, refunds.refunded_at, refunds.local_date, refunds.amount, refunds.status
-        ) as refund
-    where refund.5 = 'succeeded'
+    left join workspaces on source.workspace_id = workspaces.workspace_id
+    where source.status = 'succeeded'
 )
 
 select * from final

@@ -1,18 +1,29 @@
 -- block: stage
 payment_id String,
+order_key String,
 paid_at DateTime64(6, 'UTC'),
 status LowCardinality(String),
 is_paid Bool,
 is_livemode Bool,
 currency LowCardinality(String),
 amount Decimal(18, 4),
-`refunds.refund_id` Array(String),
-`refunds.refunded_at` Array(DateTime64(6, 'UTC')),
-`refunds.local_date` Array(Date),
-`refunds.amount` Array(Decimal(18, 4)),
-`refunds.status` Array(String),
 customer_key String,
-visitor_id String
+visitor_id String,
+refunds Array(Tuple(refund_id String, refunded_at DateTime64(6, 'UTC'), local_date Date, status String, amount Decimal(18, 4))),
+is_late Bool
+
+-- block: carried refunds
+arrayFilter(
+    refund -> refund.3 >= {oldest:Date}
+    and not has(
+        (
+            select groupArray(local_date) from retention.frozen_days
+            where workspace_id = {workspace_id:String} and measure_group = 'refunds'
+        ),
+        refund.3
+    ),
+    refunds
+)
 
 -- block: key
 reinterpretAsUInt128(sipHash128(toString(workspace_id), payment_id))
@@ -20,9 +31,35 @@ reinterpretAsUInt128(sipHash128(toString(workspace_id), payment_id))
 -- block: version
 toDateTime64(0, 6, 'UTC')
 
+-- block: standing
+select workspace_id, payment_id, local_date, delivery_date, load_id, line_number
+from raw.payments
+union all
+select workspace_id, payment_id, local_date, delivery_date, load_id, line_number
+from raw.payment_refunds
+
 -- block: target raw.payments
-select stage.* except (source_system, row_key, version_at)
+select stage.* except (source_system, refunds, is_late, row_key, version_at)
 from {{ stage }} as stage
+where not is_late
+
+-- block: target raw.payment_refunds
+select
+    workspace_id,
+    refund.refund_id as refund_id,
+    payment_id,
+    order_key,
+    refund.local_date as local_date,
+    refund.refunded_at as refunded_at,
+    stage.local_date as payment_local_date,
+    refund.status as status,
+    currency,
+    refund.amount as amount,
+    delivery_date,
+    load_id,
+    line_number
+from {{ stage }} as stage
+array join refunds as refund
 
 -- block: effects payments
 select
@@ -40,14 +77,9 @@ select
     load_id,
     line_number,
     workspace_id,
-    refund_date as local_date,
+    local_date,
     currency,
     concat(payment_id, '\0', refund_id) as id,
-    toDecimal128(refund_amount, 6) as money
-from {{ raw.payments }}
-array join
-    `refunds.refund_id` as refund_id,
-    `refunds.local_date` as refund_date,
-    `refunds.amount` as refund_amount,
-    `refunds.status` as refund_status
-where refund_status = 'succeeded'
+    toDecimal128(amount, 6) as money
+from {{ raw.payment_refunds }}
+where status = 'succeeded'

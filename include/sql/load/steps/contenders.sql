@@ -11,7 +11,7 @@ contenders as (
     inner join load.files as files on stage.load_id = files.load_id
     where row_key in (select row_key from load.contested)
     union all
-    select
+    select distinct
         {{ row_key }} as row_key,
         known.load_id as load_id,
         known.line_number as line_number,

@@ -32,7 +32,7 @@ with
     ),
     placed_lines as (
         select
-            *,
+            *{{ carried }},
             {workspace_id:String} as workspace_id,
             {source:String} as source_system,
             toDate(toTimeZone(ifNull(happened_at, toDateTime64(0, 6, 'UTC')), {timezone:String})) as local_date,
@@ -43,6 +43,16 @@ with
                 toDate(0)
             ) as delivery_date
         from parsed_lines
+    ),
+    aged_lines as (
+        select
+            *,
+            local_date < {oldest:Date}
+            or local_date in (
+                select local_date from retention.frozen_days
+                where workspace_id = {workspace_id:String} and measure_group = '{{ measure_group }}'
+            ) as is_late
+        from placed_lines
     ),
     judged_lines as (
         select
@@ -55,15 +65,11 @@ with
                 reason != '', reason,
                 happened_at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC')
                 or happened_at >= toDateTime64(addDays({as_of:Date}, 2), 6, 'UTC'), 'bad_timestamp',
-                local_date < {oldest:Date}
-                or local_date in (
-                    select local_date from retention.frozen_days
-                    where workspace_id = {workspace_id:String} and measure_group = '{{ measure_group }}'
-                ), 'past_retention',
+                is_late and not {{ is_carrier }}, 'past_retention',
                 {{ is_erased }}, 'refused:erasure',
                 ''
             ) as reason
-        from placed_lines
+        from aged_lines
     ),
     final as (
         select
