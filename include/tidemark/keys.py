@@ -134,17 +134,18 @@ class Keyring:
         }
 
 
-def destroy_salts(connection: Connection, as_of: date, now: datetime) -> int:
+def destroy_salts(connection: Connection, as_of: date, now: datetime) -> tuple[date, ...]:
     """Destroy the salts of days that ended 48 hours or more before `as_of` began in UTC.
 
     Returns:
-        How many were destroyed.
+        The days whose salts were destroyed now; the caller tells the ledger.
     """
-    return connection.execute(
+    rows = connection.execute(
         "update control.salts set wrapped_salt = null, destroyed_at = %s"
-        " where destroyed_at is null and day <= %s",
+        " where destroyed_at is null and day <= %s returning day",
         [now, as_of - timedelta(days=_SALT_DAYS)],
-    ).rowcount
+    ).fetchall()
+    return tuple(sorted(row["day"] for row in rows))
 
 
 def _key_name(workspace_id: str, purpose: Purpose) -> str:

@@ -17,6 +17,7 @@ from tidemark.config import Settings
 
 VERBS = (
     ["up"], ["down"], ["status"], ["env"], ["sql"], ["workspace", "add"], ["workspace", "list"],
+    ["audit"],
 )  # fmt: skip
 
 

@@ -70,9 +70,10 @@ def test_a_salt_goes_48_hours_after_its_day(warehouse: Warehouse) -> None:
     with postgres.connect(warehouse.settings) as connection:
         salt = ring.salt_for(connection, day, day, NOW)
         assert salt is not None
-        destroy_salts(connection, day + timedelta(days=2), NOW)
+        assert day not in destroy_salts(connection, day + timedelta(days=2), NOW)
         assert ring.salt_for(connection, day, day, NOW) == salt
-        destroy_salts(connection, day + timedelta(days=3), NOW)
+        assert day in destroy_salts(connection, day + timedelta(days=3), NOW)
+        assert destroy_salts(connection, day + timedelta(days=3), NOW) == ()
         assert ring.salt_for(connection, day, day, NOW) is None
         row = connection.execute("select * from control.salts where day = %s", [day]).fetchone()
         assert row is not None

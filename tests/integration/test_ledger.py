@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -454,6 +455,29 @@ def test_an_export_verifies_without_the_database(kept: Warehouse, tmp_path: Path
     assert "cannot be read" in found([b"[]\n", *lines[1:]])
     twice = lines[0].replace(b'"rows":1', b'"rows":5,"rows":1')
     assert "line 1 of the export cannot be read" in found([twice, *lines[1:]])
+
+
+def test_entries_that_a_restore_lost_come_back_from_an_export(
+    kept: Warehouse, tmp_path: Path
+) -> None:
+    runbook = kept.settings.root / "docs" / "runbooks" / "audit-finds-something.md"
+    found = re.search(
+        r"^    (insert into control\.ledger\n.*?);$", runbook.read_text(), re.M | re.S
+    )
+    assert found is not None
+    file = tmp_path / "ledger.jsonl"
+    with postgres.connect(kept.settings) as connection:
+        ledger.export(connection, file)
+    with owner(kept, unguarded=False) as connection:
+        connection.execute("alter table control.ledger disable trigger refuse_ledger_change")
+        connection.execute("delete from control.ledger where entry_id > 5")
+        connection.execute("alter table control.ledger enable always trigger refuse_ledger_change")
+        assert "entry 8: was cut off" in problems(kept, connection)
+        connection.execute("create temporary table lines (line jsonb) on commit drop")
+        for line in file.read_text().splitlines():
+            connection.execute("insert into lines values (%s)", [line])
+        connection.execute(found[1].encode())
+        assert problems(kept, connection) == ""
 
 
 def test_what_counts_as_personal_is_what_the_load_redacts(kept: Warehouse) -> None:
