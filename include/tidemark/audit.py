@@ -285,14 +285,18 @@ def _figures(
     ]
     tiered: set[tuple[str, str, date]] = set()
     for entry, step in steps:
-        for target in step.targets:
-            if not target.table.startswith("marts."):
-                continue
-            tiered |= {(target.table, own, step.month) for own in step.workspaces}
-            files = cold.sealed_of(connection, target.table, step.month)
-            for file in cold.check(settings, files):
-                for failure in file.failures:
-                    yield Finding(entry.entry_id, f"{file.path}: {failure}")
+        tables = {target.table for target in step.targets if target.table.startswith("marts.")}
+        if not tables:
+            continue
+        tiered |= {(table, own, step.month) for table in tables for own in step.workspaces}
+        files = [
+            file
+            for own in step.workspaces
+            for file in cold.sealed(connection, step.data_class, own, step.month)
+        ]
+        for read in cold.check(settings, files):
+            for failure in read.failures:
+                yield Finding(entry.entry_id, f"{read.path}: {failure}")
     for entry, step in steps:
         now = purge.aggregates(settings, connection, ladder, step)
         for table, workspaces in entry.document["aggregates"].items():
