@@ -290,6 +290,8 @@ def conditions(
             + ("" if backup.required else "; the policy lets it pass"),
         )
     ]
+    if "anonymise" in own.expiry:
+        found += _small_cells(settings, steps, ladder.purge.k)
     if not own.measures:
         return found
     (touched,) = connection.execute(
@@ -322,6 +324,37 @@ def conditions(
             )
             for workspace_id in sorted({name for step in steps for name in step.workspaces})
         ),
+    ]
+
+
+def _small_cells(settings: Settings, steps: Sequence[planning.Step], k: int) -> list[Condition]:
+    """How many cohort cells of these months, which outlive the orders, stand for few customers.
+
+    The exact mart is the workspace's own and may have them: the verdict says so. The one for
+    readers elsewhere must have none.
+    """
+    cells = " or ".join(
+        f"(workspace_id in ({', '.join(_literal(name) for name in step.workspaces)})"
+        f" and addMonths(cohort_month, months_since) = toDate({_literal(str(step.month))}))"
+        for step in steps
+    )
+    exact, shared = (
+        int(
+            clickhouse.rows(
+                settings,
+                f"select count() as cells from marts.{mart}"
+                f" where customers < {k} and (customers, orders) != (0, 0) and ({cells})",
+            )[0]["cells"]
+        )
+        for mart in ("customer_cohorts_monthly", "customer_cohorts_shareable")
+    )
+    small = (
+        f"{exact} cohort cells of these months stand for fewer than {k} customers and outlive their"
+        " orders: they are the workspace's own, share marts.customer_cohorts_shareable"
+    )
+    return [
+        Condition("small_cells_of_own_cohorts", "", 0, small if exact else ""),
+        Condition("small_cells_of_shared_cohorts", "", shared, "run `tidemark build`"),
     ]
 
 

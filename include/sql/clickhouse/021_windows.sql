@@ -19,3 +19,12 @@ create table if not exists reference.figures
 )
 engine = ReplacingMergeTree
 order by (figure, class);
+
+-- Numbers of the policy that models compare with.
+create table if not exists reference.limits
+(
+    name LowCardinality(String),
+    value UInt64
+)
+engine = ReplacingMergeTree
+order by name;
