@@ -46,3 +46,4 @@ $(UV):
 # Exact versions and hashes of everything, for every platform.
 lock: | $(UV)  ## resolve requirements.lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group dev --group bench --output-file requirements.lock pyproject.toml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group cluster --output-file deploy/requirements.lock pyproject.toml
