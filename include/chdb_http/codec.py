@@ -243,6 +243,10 @@ class StoredFeed:
     def feed(self, data: bytes) -> bytes:
         return self.frame(self._source.feed(data))
 
+    def decode(self, data: bytes) -> bytes:
+        """Decode a piece of the body that is to be framed later. Raises ClickHouseError."""
+        return self._source.feed(data)
+
     def frame(self, data: bytes) -> bytes:
         """Frame bytes that are decoded already."""
         out = [] if self._begun else [b"\x1f\x8b\x08\0\0\0\0\0\0\xff"]

@@ -22,6 +22,9 @@ _DEFAULTS = {
     "implicit_select": "0",
     "allow_introspection_functions": "0",
     "storage_file_read_method": "read",
+    # What stands in rows of the format Values is evaluated only where the guard has read it.
+    "input_format_values_interpret_expressions": "0",
+    "input_format_values_deduce_templates_of_expressions": "0",
 }
 
 
@@ -157,8 +160,10 @@ class Engine:
         path = config.data / "chdb_http.xml"
         path.write_text(server_config(config))
         path.chmod(0o600)
-        if config.user_files:
-            config.user_files.mkdir(parents=True, exist_ok=True)
+        files = config.user_files or config.data / "user_files"
+        files.mkdir(parents=True, exist_ok=True)
+        # The engine's relative paths start at the working directory, whatever user_files_path says.
+        os.chdir(files)
         query = "&".join(f"{name}={value}" for name, value in _DEFAULTS.items())
         # The level in the configuration file is not looked at.
         self._string = f"{config.data}?config-file={url_quote(str(path))}&log-level=warning&{query}"

@@ -153,6 +153,14 @@ _ENGINES = names(
     atomic lazy ordinary replicated"""
 )
 
+# Rows in the format Values may hold any expression.
+VALUES_SETTINGS = names(
+    """input_format_values_interpret_expressions
+    input_format_values_deduce_templates_of_expressions"""
+)
+
+_STREAMS = names("- stdin stdout stderr")
+
 _WORD = re.compile(r"[a-z0-9_]+", re.A)
 _SCOPE = re.compile(r": In scope SELECT parseQueryToJSON\(.*\)(?=\. \([A-Z_]+\)\s*$)", re.S)
 _LINE = re.compile(r"^( *)(\S+)(?: +(.*))?$", re.S)
@@ -350,8 +358,10 @@ class Guard:
         for name, value in settings.items():
             if name == "dialect" and value == "clickhouse":
                 continue
-            if name in self._known.denied_settings or (
-                read_only and (_READER_DENIED.search(name) or not self._lowers(name, value))
+            if (
+                (name in VALUES_SETTINGS and value not in ("0", "false", "False"))
+                or name in self._known.denied_settings
+                or (read_only and (_READER_DENIED.search(name) or not self._lowers(name, value)))
             ):
                 if read_only:
                     raise ClickHouseError(
@@ -470,6 +480,22 @@ class Guard:
             raise _denied("a named collection")
         self._walk_owner(tree)
 
+    def check_values(self, rows: bytes) -> bool:
+        """May the rows of the owner's INSERT … VALUES be evaluated?
+
+        False stands for rows that are no expressions the engine can read here: then they are taken
+        as literals only. Raises ClickHouseError 291 for what the owner may not call.
+        """
+        text = rows.decode("utf-8", "replace").strip().rstrip(";")
+        if not _words(text) & self._suspects and "\\" not in text:
+            return True
+        try:
+            tree = self._parse(f"SELECT {text}", {})
+        except ClickHouseError:
+            return False
+        self._walk_owner(tree)
+        return True
+
     def _walk_owner(self, tree: Node) -> None:
         textual = tree.get("textual", False)
         backup = {
@@ -522,9 +548,13 @@ class Guard:
             self._check_address(address)
         if name in self._known.table_functions:
             self._check_structures(node, read_only=False)
+            named = {_name(argument) for argument in arguments if "value" not in argument}
+            if "values" in named | {text.lower() for text in _strings(arguments)}:
+                raise _denied("the format Values, which holds expressions,")
 
     def _check_address(self, address: str) -> None:
-        if not re.match(r"https?://", address, re.I) and not self._inside(address):
+        path = re.sub(r"^file://", "", address, flags=re.I)
+        if not re.match(r"https?://", address, re.I) and not self._inside(path):
             raise _denied(f"'{address}'")
 
     def _check_structures(self, node: Node, read_only: bool) -> None:
@@ -552,6 +582,10 @@ class Guard:
                 if text and text.lower().startswith("file:"):
                     self._check_address(text)
             self._check_structures(node, read_only=False)
+        elif name in ("file", "filelog", "url") and "values" in {
+            text.lower() for text in [*_strings(arguments), *map(_name, arguments)]
+        }:
+            raise _denied("the format Values, which holds expressions,")
         elif name == "file":
             if len(arguments) > 1 and (literals[1] is None or not self._inside(literals[1])):
                 raise _denied(f"'{literals[1]}'")
@@ -604,28 +638,24 @@ class Guard:
             raise _denied(f"a dictionary's {name}")
 
     def _inside(self, path: str) -> bool:
-        candidate = Path(re.sub(r"^file://", "", path, flags=re.I))
+        candidate = Path(path)
         if not candidate.is_absolute():
             if self._base is None:
                 return False
             candidate = self._base / candidate
-        if ".." in candidate.parts or "::" in path:
-            # An archive's inner path follows `::`.
+        # Dots in a pattern's alternatives may climb, those of a range of numbers do not. What
+        # follows `::` is a path inside an archive; the named ones are the process's own streams.
+        if re.search(r"(?<!\d)\.\.|\.\.(?!\d)|::|\0", path) or path.lower() in _STREAMS:
             return False
         # A pattern's fixed part decides; what a pattern may match lies below it.
         fixed = re.split(r"[*?{\[]", str(candidate))[0]
         if fixed != str(candidate):
-            fixed = fixed.rpartition("/")[0]
-            if self._leaves(Path(fixed)):
-                return False
-        return _within(Path(fixed), self._roots)
-
-    def _leaves(self, folder: Path) -> bool:
-        """Is there a link below, by which a pattern could leave the folder?"""
-        if not _within(folder, self._roots):
-            return True
-        return any(
-            path.is_symlink() and not _within(path, self._roots) for path in folder.rglob("*")
+            candidate = Path(fixed.rpartition("/")[0])
+        if not _within(candidate, self._roots):
+            return False
+        # A folder stands for all its files. By a link below, it or a pattern could lead out.
+        return not candidate.is_dir() or all(
+            _within(item, self._roots) for item in candidate.rglob("*") if item.is_symlink()
         )
 
 

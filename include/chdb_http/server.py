@@ -36,7 +36,7 @@ from chdb_http.codec import (
 from chdb_http.config import Config, User
 from chdb_http.engine import Connection, Engine
 from chdb_http.errors import ClickHouseError, EngineError
-from chdb_http.guard import Guard
+from chdb_http.guard import VALUES_SETTINGS, Guard
 from chdb_http.multipart import External, read_form
 from chdb_http.pipe import Pipe
 from chdb_http.protocol import EARLY_HEADER
@@ -137,6 +137,8 @@ class Plan:
     insert: Insert | None = None
     feed: Feed | None = None
     head: bytes = b""
+    # The rows of INSERT … VALUES, if they are few enough to be looked through.
+    values: bytes | None = None
     externals: list[External] = field(default_factory=list)
 
 
@@ -575,6 +577,7 @@ class App:
         if self.stopping:
             raise ClickHouseError(210, "NETWORK_ERROR", "The endpoint is shutting down")
         plan = await self._plan(request, body)
+        await _hold_values(plan, body)
         run = Run(request.query_id)
         self.runs[id(run)] = run
         entrance = Pipe(engine_reads=True) if plan.feed else None
@@ -729,10 +732,13 @@ class App:
             connection = self.engine.connect()
         try:
             word = plan.statement.word if plan.statement else "INSERT"
+            given = request.settings
+            if plan.values is not None and self.guard.check_values(plan.values):
+                given = given | dict.fromkeys(VALUES_SETTINGS, "1")
             if session is not None:
-                session.lay({} if word == "SET" else request.settings)
+                session.lay({} if word == "SET" else given)
             else:
-                connection.set(request.settings)
+                connection.set(given)
             return self._execute(job, connection)
         finally:
             if session is not None:
@@ -852,6 +858,19 @@ class App:
         self.helpers.shutdown(wait=True)
         self.sessions.close()
         self.guard.close()
+
+
+async def _hold_values(plan: Plan, body: Body) -> None:
+    """Take up the rows of INSERT … VALUES while they are few: they may hold expressions."""
+    insert, feed = plan.insert, plan.feed
+    if insert is None or insert.format.upper() != "VALUES" or not isinstance(feed, StoredFeed):
+        return
+    while len(plan.head) <= MAX_PREFIX:
+        data = await body.next()
+        if not data:
+            plan.values = plan.head
+            return
+        plan.head += feed.decode(data)
 
 
 def _text(raw: bytes | bytearray) -> str:
