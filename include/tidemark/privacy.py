@@ -68,11 +68,11 @@ def subject_hashes(key: bytes, subject: str, sources: Iterable[str]) -> set[str]
     if is_visitor:
         return {pseudonym("anonymous_id", text) if _is_email(text) else text}
     if _is_email(text):
-        # The load makes ids of an e-mail address unreadable too, each by its kind.
-        return {
-            pseudonym("email", text.lower()),
-            pseudonym("user_id", text),
-            pseudonym("anonymous_id", text),
+        # The load hashes ids made of an e-mail address too, each by its kind and as it came.
+        return {pseudonym("email", text.lower())} | {
+            pseudonym(kind, form)
+            for kind in ("user_id", "anonymous_id")
+            for form in (text, text.lower())
         }
     return {
         pseudonym("user_id", text),

@@ -1,0 +1,168 @@
+"""Legal holds: kept without anybody's name, and found again in every table that has the person."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homes import Warehouse
+from landings import Tenant, changed, fixture, tenant
+from tidemark import keys, policy, postgres, privacy
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+PERSON = "grace@example.org"
+
+
+def _add(shop: Tenant, *arguments: str) -> Any:
+    return shop.warehouse.run(
+        "hold", "add", "--workspace", shop.workspace_id, "--reason", "case 12/2026", "--json",
+        *arguments,
+    ).json  # fmt: skip
+
+
+def test_a_hold_is_added_once_listed_and_released(warehouse: Warehouse, tmp_path: Path) -> None:
+    shop = tenant(warehouse, tmp_path)
+    everything, orders = _add(shop), _add(shop, "--class", "orders")
+    person = _add(shop, "--class", "orders", "--subject", PERSON)
+    assert len({hold["hold_id"] for hold in (everything, orders, person)}) == 3
+    again = _add(shop, "--class", "orders", "--subject", f" {PERSON} ")
+    assert (again["hold_id"], again["created"]) == (person["hold_id"], False)
+    other = warehouse.run(
+        "hold", "add", "--workspace", shop.workspace_id, "--reason", "another case", "--json"
+    ).json
+    assert other["hold_id"] not in (everything["hold_id"], person["hold_id"])
+
+    own = [h for h in warehouse.run("hold", "list", "--json").json
+           if h["workspace_id"] == shop.workspace_id]  # fmt: skip
+    assert [(h["class"], h["is_of_subject"], h["reason"]) for h in own] == [
+        (None, False, "case 12/2026"),
+        ("orders", False, "case 12/2026"),
+        ("orders", True, "case 12/2026"),
+        (None, False, "another case"),
+    ]
+    with postgres.connect(warehouse.settings) as connection:
+        in_force = [h for h in policy.holds(connection) if h.workspace_id == shop.workspace_id]
+    assert [(h.data_class, h.is_of_subject) for h in in_force] == [
+        (None, False), ("orders", False), ("orders", True), (None, False),
+    ]  # fmt: skip
+
+    first = warehouse.run("hold", "release", str(person["hold_id"]), "--json").json
+    second = warehouse.run("hold", "release", str(person["hold_id"]), "--json").json
+    assert (first["changed"], second["changed"]) == (True, False)
+    assert first["released_at"] == second["released_at"]
+    fresh = _add(shop, "--class", "orders", "--subject", PERSON)
+    assert fresh["created"] is True
+    kinds = shop.ledger(
+        "select kind, document from control.ledger where document ->> 'workspace_id' = %s"
+        " order by entry_id",
+        [shop.workspace_id],
+    )
+    assert [row["kind"] for row in kinds] == [*["hold_added"] * 4, "hold_released", "hold_added"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--reason", "about ada@example.org"), 3, "e-mail address"),
+        (("--reason", "call +44 20 7946 0958"), 3, "phone number"),
+        (("--reason", " "), 2, "1 to 500 characters"),
+        (("--reason", "x", "--class", "wishes"), 2, "no class wishes"),
+        (("--reason", "x", "--class", "ad_spend", "--subject", "ada"), 2, "names a person"),
+        (("--reason", "x", "--subject", " "), 2, "subject is empty"),
+    ],
+)
+def test_a_hold_that_must_not_be_is_refused(
+    warehouse: Warehouse, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    shop = tenant(warehouse, tmp_path)
+    outcome = warehouse.run(
+        "hold", "add", "--workspace", shop.workspace_id, *arguments, check=False
+    )
+    assert (outcome.code, said in outcome.stderr) == (code, True), outcome.stderr
+    assert (
+        shop.ledger("select from control.holds where workspace_id = %s", [shop.workspace_id]) == []
+    )
+    for canary in ("ada@example.org", "7946"):
+        assert canary not in outcome.stderr
+
+
+@pytest.mark.parametrize("arguments", [("release", "999999"), ("add", "--workspace", "nobody")])
+def test_what_is_not_there_is_wrong_usage(warehouse: Warehouse, arguments: tuple[str, ...]) -> None:
+    more = ("--reason", "x") if arguments[0] == "add" else ()
+    outcome = warehouse.run("hold", *arguments, *more, check=False)
+    assert (outcome.code, "no " in outcome.stderr) == (2, True)
+
+
+def test_no_table_of_control_knows_who_is_held(warehouse: Warehouse, tmp_path: Path) -> None:
+    shop = tenant(warehouse, tmp_path)
+    _add(shop, "--subject", "canary.held@example.org")
+    _add(shop, "--subject", "canary-customer-4711")
+    tables = shop.ledger(
+        "select table_schema || '.' || table_name as name from information_schema.tables"
+        " where table_schema in ('control', 'app') and table_type = 'BASE TABLE'"
+    )
+    assert len(tables) > 10
+    for table in tables:
+        rows = shop.ledger(f"select count(*) as n from {table['name']} as t"
+                           " where t::text ilike '%%canary%%held%%'"
+                           " or t::text ilike '%%canary-customer%%'")  # fmt: skip
+        assert rows[0]["n"] == 0, table["name"]
+    (hashes,) = shop.ledger(
+        "select count(*) as n from control.holds, unnest(subject_hashes) as hash"
+        " where workspace_id = %s and hash ~ '^[0-9a-f]{32}$'",
+        [shop.workspace_id],
+    )
+    assert hashes["n"] > 3
+
+
+EVENT = changed(fixture("pixel")[0], url="https://mugs.example/", referrer="", user_agent=None)
+
+
+def test_a_subject_is_found_wherever_the_load_put_them(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    shop = tenant(warehouse, tmp_path)
+    shop.deliver(
+        "pixel",
+        [
+            changed(
+                EVENT, event_id="email", email=" GRACE@example.org", user_id=..., anonymous_id="x"
+            ),
+            changed(EVENT, event_id="user", email=..., user_id="cust_9", anonymous_id="x"),
+            changed(EVENT, event_id="visitor", email=..., user_id=..., anonymous_id="vis-1"),
+            changed(EVENT, event_id="guilty", email=..., user_id=PERSON, anonymous_id=PERSON),
+            changed(EVENT, event_id="nobody", email=..., user_id=..., anonymous_id="x"),
+        ],
+    )
+    shop.deliver("shopify_orders", fixture("shopify_orders"))
+    shop.deliver("payments", [changed(fixture("payments")[1], metadata={"visitor_id": "vis-1"})])
+    shop.deliver("klaviyo_events", fixture("klaviyo_events"))
+    shop.load()
+    ladder = policy.read(warehouse.settings)
+    with postgres.connect(warehouse.settings) as connection:
+        key = keys.Keyring.from_settings(warehouse.settings).pseudonym_key(
+            connection, shop.workspace_id
+        )
+
+    def found(subject: str) -> set[str]:
+        hashes = privacy.subject_hashes(key, subject, tuple(ladder.sources))
+        rows = set()
+        for own in ladder.loaded.values():
+            for table in own.tables:
+                known = [column for column in own.subjects if column in ladder.columns[table]]
+                for row in shop.table(table) if known else []:
+                    if any(row[column] in hashes for column in known):
+                        rows.add(f"{table} {row.get('event_id', '')}".strip())
+        return rows
+
+    assert {"raw.pixel_events email", "raw.pixel_events guilty"} <= found("Grace@Example.org ")
+    assert "raw.pixel_events nobody" not in found(PERSON)
+    assert found("cust_9") == {"raw.pixel_events user"}
+    assert found("20712") == {"raw.orders"}
+    assert {"raw.pixel_events visitor", "raw.payments"} == found("visitor:vis-1")
+    assert found("visitor:x") >= {"raw.pixel_events nobody"}
+    profile = found("01GDDKASAP8TKDDA2GRZDSVP4H")
+    assert profile
+    assert {row.split()[0] for row in profile} == {"raw.email_events"}
+    assert found("nobody@example.org") == set()
