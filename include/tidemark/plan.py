@@ -339,6 +339,7 @@ def _standing(
         f" [{', '.join(f'toString(sum({identifier(column)}))' for column in summed)}] as sums"
         f" from {table.name}"
         f" where {day} < {literal(max(cutoff for _, _, cutoff in bounds))}"
+        f" and {_own_condition(ladder, name, table.name)}"
         f" and ({' or '.join(f'({condition})' for condition in conditions)})"
         " group by month, workspace_id, own_source, is_held"
         " order by month, workspace_id, own_source, is_held"
@@ -448,6 +449,14 @@ def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:
 
 def _tables_of(data_class: policy.DataClass) -> tuple[str, ...]:
     return (*data_class.tables, *data_class.derived)
+
+
+def _own_condition(ladder: policy.Policy, name: str, table: str) -> str:
+    """SQL that holds for the class's own rows of a table that is derived from several classes."""
+    if sum(table in other.derived for other in ladder.classes.values()) < 2:
+        return "true"
+    own = [source for source, told in ladder.sources.items() if told.data_class == name]
+    return f"source in ({', '.join(map(literal, sorted(own)))})"
 
 
 def _is_derived(table: str) -> bool:
@@ -579,6 +588,9 @@ def _step(
         count = sum(own.rows for own in rows)
         day = "date_day" if _is_derived(table) else data_class.day
         predicate = due_predicate(month, ranges, day)
+        own_rows = _own_condition(ladder, name, table)
+        if own_rows != "true":
+            predicate += f" and {own_rows}"
         held = held_condition(ladder, name, table, state.holds)
         if held != "false":
             predicate += f" and not {held}"

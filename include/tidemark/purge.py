@@ -387,6 +387,13 @@ class Door:
             ],
         )
         building.dbt(self.settings, ["snapshot"])
+        query = self.settings.sql / "purge" / "anonymised.sql"
+        for row in clickhouse.rows(self.settings, query.read_text(encoding="utf-8")):
+            if row["missing"]:
+                raise TidemarkError(
+                    f"{row['missing']} rows of {row['measure']} left nothing in the anonymised"
+                    " snapshots (dbt_project/snapshots): nothing of them was destroyed"
+                )
         clickhouse.execute(self.settings, "truncate table retention.expiring_days")
 
     # -- destroying --------------------------------------------------------------------------------

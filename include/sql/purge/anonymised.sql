@@ -1,8 +1,8 @@
 -- Rows of raw that are about to go and have no row that holds in the anonymised snapshots, by measure.
--- Each must be 0 before a row is destroyed. A block is a measure.
-
--- block: orders
-select count() as missing
+-- None may be missing when a row is destroyed.
+select
+    'orders' as measure,
+    count() as missing
 from raw.orders
 where
     (workspace_id, local_date) in (
@@ -11,9 +11,10 @@ where
     and (workspace_id, source, order_key) not in (
         select workspace_id, source, order_key from anonymised.orders where dbt_valid_to is null
     )
-
--- block: order_refunds
-select count() as missing
+union all
+select
+    'order_refunds' as measure,
+    count() as missing
 from raw.order_refunds
 where
     (workspace_id, local_date) in (
@@ -23,9 +24,10 @@ where
         select workspace_id, source, order_key, date_day from anonymised.order_refunds
         where dbt_valid_to is null
     )
-
--- block: payments
-select count() as missing
+union all
+select
+    'payments' as measure,
+    count() as missing
 from raw.payments
 where
     (workspace_id, local_date) in (
@@ -34,9 +36,10 @@ where
     and (workspace_id, order_key) not in (
         select workspace_id, order_key from anonymised.payments where dbt_valid_to is null
     )
-
--- block: payment_refunds
-select count() as missing
+union all
+select
+    'payment_refunds' as measure,
+    count() as missing
 from raw.payment_refunds
 where
     status = 'succeeded'
