@@ -116,6 +116,8 @@ class Source(_Strict):
     data_class: Annotated[str, Field(alias="class")]
     #: The one workspace folder it has; by default one a workspace.
     workspace: str | None = None
+    #: How far back the platform still answers; None where its past stays.
+    reach: _Window | None = None
 
 
 class SubjectLink(_Strict):

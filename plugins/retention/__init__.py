@@ -1,0 +1,1 @@
+"""The page *Retention* of Airflow's UI."""
