@@ -1,6 +1,7 @@
 """Registers the page with Airflow: under `/retention/`, and in the navigation."""
 
 from airflow.plugins_manager import AirflowPlugin
+
 from retention.app import app
 
 
