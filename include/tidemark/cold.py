@@ -6,6 +6,7 @@ rows; `seal` says so, in the transaction that begins the step, and from then on 
 place they are in.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -49,6 +50,7 @@ READING = {
 }
 _FILES_AT_ONCE = 100
 _MANIFEST_FORMAT = 1
+_MAGIC = b"PAR1"
 _TIERING = ".tiering"
 _CHUNK_BYTES = 1 << 20
 _WIDE = Context(prec=100)
@@ -117,6 +119,8 @@ class ColdFile:
     #: Below the cold location.
     path: str
     tiered_at: datetime
+    #: Reading it back, the last time, found what stood in the warehouse.
+    is_verified: bool
     #: None while it is being written.
     manifest: dict[str, Any] | None = field(repr=False)
 
@@ -169,9 +173,9 @@ def tier(
 ) -> tuple[ColdFile, ...]:
     """Write the cold copies of a step; nothing where its class has none.
 
-    Safe to run again at any time, also after a kill: a finished file of the same rows is taken as
-    it is, and copies of rows that have changed since are removed. The caller holds the warehouse's
-    lock.
+    Safe to run again at any time, also after a kill: a file of the same rows that was read back is
+    taken as it is, and copies of rows that have changed since are removed. The caller holds the
+    warehouse's lock.
 
     Args:
         connection: commits by itself.
@@ -362,7 +366,7 @@ class _Tiering:
                 sum(file.rows for file in own) == target.rows
                 and _fingerprint(own) == int(target.fingerprint)
                 and all(file.columns == tuple(columns) for file in own)
-                and all(self.place.is_whole(file) for file in own)
+                and all(file.is_verified and self.place.is_whole(file) for file in own)
             ):
                 return [file for file in known if file not in own], own
         return known, []
@@ -479,6 +483,9 @@ class _Tiering:
     ) -> None:
         """Bring a file and its manifest to their place and make them last."""
         file = work / f"{source.workspace_id}.parquet"
+        # The engine may call a file written that the disk had no room for.
+        if not _is_closed(file):
+            raise OSError(errno.ENOSPC, "the file was cut short: is the disk full?")
         manifest = {
             "format": _MANIFEST_FORMAT,
             "class": self.step.data_class,
@@ -589,10 +596,12 @@ def _files(connection: Connection, condition: str, values: Sequence[Any]) -> lis
             row["month"],
             row["path"],
             row["tiered_at"],
+            row["is_verified"],
             row["manifest"],
         )
         for row in connection.execute(
-            "select cold_id, class, table_name, workspace_id, month, path, tiered_at, manifest"
+            "select cold_id, class, table_name, workspace_id, month, path, tiered_at,"
+            " verified_at is not null as is_verified, manifest"
             f" from control.cold_files where deleted_at is null and {condition}"
             " order by table_name, workspace_id, cold_id",
             values,
@@ -1073,6 +1082,13 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether a Parquet file ends as one does."""
+    with path.open("rb") as stream:
+        stream.seek(-min(len(_MAGIC), path.stat().st_size), os.SEEK_END)
+        return stream.read() == _MAGIC
 
 
 def _sha256(path: Path) -> str:
