@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from tidemark import availability, clickhouse, policy, secrets_store
+from tidemark import availability, clickhouse, frozen, policy, secrets_store
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.postgres import Connection
@@ -58,6 +58,8 @@ def scope(
 ) -> Scope:
     """The days touched since the last build that held, and those of a range asked for.
 
+    Purged days are none of them.
+
     Raises:
         UsageError: the range ends before it begins.
     """
@@ -105,7 +107,16 @@ def scope(
         ):
             group = ladder.measure_group(day["measure"])
             days.add(ScopeDay(day["workspace_id"], group, day["local_date"]))
-    return Scope(frozenset(days), row["last"])
+    # A purged day's figures stay as they are, whatever touches its neighbours or its rates.
+    closed = frozen.groups(connection, ladder, ((day.workspace_id, day.local_date) for day in days))
+    return Scope(
+        frozenset(
+            day
+            for day in days
+            if (day.workspace_id, day.measure_group, day.local_date) not in closed
+        ),
+        row["last"],
+    )
 
 
 def publish_scope(settings: Settings, days: frozenset[ScopeDay]) -> None:
@@ -311,6 +322,8 @@ def dbt(
             result.node.unique_id,
         )
         for result in getattr(outcome.result, "results", None) or []
+        # What ran a macro alone is no node.
+        if hasattr(result, "node")
     ]
     if not outcome.success:
         broken = [run for run in runs if run.status in ("error", "fail", "runtime error")]

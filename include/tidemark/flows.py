@@ -3,16 +3,29 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import date, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from tidemark import build as building
-from tidemark import coverage, ladder_page, layers, policy, postgres, reference
+from tidemark import (
+    coverage,
+    frozen,
+    holds,
+    ladder_page,
+    layers,
+    ledger,
+    policy,
+    postgres,
+    privacy,
+    reference,
+)
 from tidemark import load as loading
 from tidemark.config import Settings
-from tidemark.errors import TidemarkError
+from tidemark.errors import Refused, TidemarkError, UsageError
+from tidemark.frozen import Closed
+from tidemark.keys import Keyring
 from tidemark.postgres import Connection
 
 # Load, build and purge change the same tables, so one at a time holds this advisory lock.
@@ -47,6 +60,8 @@ class BuildReport:
     days: int
     models: tuple[building.ModelRun, ...]
     verdict: Verdict | None
+    #: What the range asked for and is purged: it was left as it is.
+    closed: tuple[Closed, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON document."""
@@ -55,6 +70,7 @@ class BuildReport:
             "days": self.days,
             "models": [asdict(model) for model in self.models],
             "gate": self.verdict.as_dict() if self.verdict else None,
+            "closed": [own.as_dict() for own in self.closed],
         }
 
 
@@ -86,9 +102,7 @@ def load(
 ) -> loading.Report:
     """Load every landing file not loaded yet; see `load.run`."""
     with warehouse(settings, note) as connection:
-        building.seed(settings)
-        reference.refresh_geo(settings)
-        building.sync_workspaces(settings, connection)
+        _before_load(settings, connection)
         return loading.run(
             settings,
             connection,
@@ -100,6 +114,12 @@ def load(
             retry=retry,
             track=track,
         )
+
+
+def _before_load(settings: Settings, connection: Connection) -> None:
+    building.seed(settings)
+    reference.refresh_geo(settings)
+    building.sync_workspaces(settings, connection)
 
 
 def build(
@@ -118,10 +138,15 @@ def build(
         from_date, to_date: recompute the days of this range too, from raw.
 
     Raises:
+        RangeClosed: days of the range are purged for some class and not recalled; what is not
+            purged is rebuilt all the same.
         TidemarkError: dbt failed, or the gate found a difference; the days stay due.
     """
     with warehouse(settings, note) as connection:
-        return _build(settings, connection, as_of, clock, gate, from_date, to_date)
+        report = _build(settings, connection, as_of, clock, gate, from_date, to_date)
+    if report.closed:
+        raise RangeClosed(report.closed, report)
+    return report
 
 
 def _build(
@@ -135,7 +160,7 @@ def _build(
 ) -> BuildReport:
     opened = _open(settings, connection, as_of, clock, from_date, to_date)
     if opened is None:
-        return BuildReport(as_of, 0, (), None)
+        return BuildReport(as_of, 0, (), None, _closed(settings, connection, from_date, to_date))
     build_id, wanted = opened
     success = False
     try:
@@ -144,7 +169,16 @@ def _build(
         success = verdict.success
     finally:
         building.finish(connection, build_id, wanted, success, clock())
-    return _told(as_of, wanted, tuple(models), verdict)
+    closed = _closed(settings, connection, from_date, to_date)
+    return replace(_told(as_of, wanted, tuple(models), verdict), closed=closed)
+
+
+def _closed(
+    settings: Settings, connection: Connection, from_date: date | None, to_date: date | None
+) -> tuple[Closed, ...]:
+    if from_date is None and to_date is None:
+        return ()
+    return frozen.closed(connection, policy.read(settings), from_date, to_date)
 
 
 def _open(
@@ -206,6 +240,9 @@ def open_build(
     """
     with warehouse(settings, note) as connection:
         opened = _open(settings, connection, as_of, clock, from_date, to_date)
+        closed = _closed(settings, connection, from_date, to_date)
+    for own in closed:
+        note(f"left as it is: {own}")
     return opened[0] if opened else None
 
 
@@ -279,6 +316,143 @@ class GateFailed(TidemarkError):
         verdict = report.verdict.as_dict()
         first = "; ".join(str(failure) for failure in verdict["failures"][:3])
         super().__init__(f"the gate failed: {first}; see {verdict['data_docs']}")
+
+
+class RangeClosed(Refused):
+    """Days of a range are purged; `report` tells what was done for the rest of it."""
+
+    def __init__(self, closed: tuple[Closed, ...], report: "BuildReport | BackfillReport") -> None:
+        self.report = report
+        shown = "; ".join(map(str, closed[:3]))
+        more = f"; and {len(closed) - 3} more months" if len(closed) > 3 else ""
+        super().__init__(f"purged days stay as they are: {shown}{more}")
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillReport:
+    """What a backfill loaded and rebuilt."""
+
+    backfill_id: int
+    from_date: date
+    to_date: date
+    reason: str
+    load: loading.Report
+    build: BuildReport
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as one JSON document."""
+        return {
+            "backfill_id": self.backfill_id,
+            "from": self.from_date,
+            "to": self.to_date,
+            "reason": self.reason,
+            "load": self.load.as_dict(),
+            "build": self.build.as_dict(),
+        }
+
+
+def backfill(
+    settings: Settings,
+    *,
+    from_date: date,
+    to_date: date,
+    reason: str,
+    as_of: date,
+    clock: Callable[[], datetime],
+    gate: Gate,
+    landing: str | None = None,
+    note: Note = lambda _: None,
+    track: loading.Track = lambda _total: lambda _bytes: None,
+) -> BackfillReport:
+    """Load what now stands in landing for a range of days, and rebuild the range from raw.
+
+    A line of a day is delivered on that day or later, so files of older deliveries are left alone;
+    lines that waited in quarantine for their time or workspace are read again. It is on record in
+    `control.backfills` and on the ledger, also where a part of it was refused.
+
+    Args:
+        from_date, to_date: workspace days, both included.
+        reason: why, for the record; it names nobody.
+
+    Raises:
+        UsageError: the range ends before it begins, or there is no reason.
+        Refused: as_of lies in the future, or the reason holds what looks like an identifier.
+        RangeClosed: days of the range are purged for some class and not recalled; what is not
+            purged is loaded and rebuilt all the same.
+        TidemarkError: a store does not answer, a file could not be loaded, dbt failed, or the gate
+            found a difference.
+    """
+    reason = " ".join(reason.split())
+    if to_date < from_date:
+        raise UsageError(f"--to {to_date} lies before --from {from_date}")
+    if not 0 < len(reason) <= holds.REASON_CHARACTERS:
+        raise UsageError(f"the reason must have 1 to {holds.REASON_CHARACTERS} characters")
+    if privacy.holds_identifier(reason):
+        raise Refused(
+            "the reason holds what looks like an e-mail address, phone number or IP address"
+        )
+    now = clock()
+    if as_of > now.date():
+        raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
+    with warehouse(settings, note) as connection:
+        closed = _closed(settings, connection, from_date, to_date)
+        row = connection.execute(
+            "insert into control.backfills (from_date, to_date, reason, as_of, started_at)"
+            " values (%s, %s, %s, %s, %s) returning backfill_id",
+            [from_date, to_date, reason, as_of, now],
+        ).fetchone()
+        assert row is not None
+        backfill_id = int(row["backfill_id"])
+        _before_load(settings, connection)
+        note(f"loading what was delivered since {from_date}")
+        load_report = loading.run(
+            settings,
+            connection,
+            as_of=as_of,
+            now=now,
+            landing=landing,
+            retry=True,
+            # Days of the workspace begin up to 14 hours before those of UTC.
+            delivered_from=from_date - timedelta(days=1),
+            track=track,
+        )
+        note(f"rebuilding {from_date} to {to_date}")
+        build_report = _build(settings, connection, as_of, clock, gate, from_date, to_date)
+        totals = load_report.as_dict()
+        with connection.transaction():
+            connection.execute(
+                "update control.backfills set finished_at = %s, files = %s, stored = %s,"
+                " quarantined = %s, days = %s, closed = %s where backfill_id = %s",
+                [
+                    clock(), len(load_report.files), totals["stored"], totals["quarantined"],
+                    build_report.days, len(closed), backfill_id,
+                ],
+            )  # fmt: skip
+            ledger.append(
+                connection,
+                Keyring.from_settings(settings),
+                "backfill",
+                {
+                    "backfill_id": backfill_id,
+                    "from": from_date,
+                    "to": to_date,
+                    "reason": reason,
+                    "files": len(load_report.files),
+                    "stored": totals["stored"],
+                    "quarantined": totals["quarantined"],
+                    "days": build_report.days,
+                    "closed": [own.as_dict() for own in closed],
+                },
+                clock(),
+            )
+        ledger.copy_head(settings, connection, clock())
+    report = BackfillReport(backfill_id, from_date, to_date, reason, load_report, build_report)
+    if load_report.failed:
+        broken = next(file for file in load_report.files if file.error)
+        raise TidemarkError(f"{broken.file}: {broken.error}; the rest was loaded and rebuilt")
+    if build_report.closed:
+        raise RangeClosed(build_report.closed, report)
+    return report
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ def run(
     workspace: str | None = None,
     landing: str | None = None,
     retry: bool = False,
+    delivered_from: date | None = None,
     track: Track = lambda _total: lambda _bytes: None,
 ) -> Report:
     """Load every landing file that is not loaded yet. The caller holds the warehouse's lock.
@@ -144,6 +145,7 @@ def run(
         landing: a path or URL; the settings' by default.
         retry: read files again whose lines were quarantined for their time or workspace, and
             take those lines alone.
+        delivered_from: leave alone what was delivered before this day.
 
     Raises:
         Refused: as_of lies in the future.
@@ -154,7 +156,10 @@ def run(
     loader = _Loader(settings, connection, policy.read(settings), as_of, now)
     loader.recover()
     files, notes = discover(landing or settings.landing, loader.policy, sources, workspace)
-    todo, unchanged = loader.select(files, retry)
+    todo, unchanged = loader.select(
+        [file for file in files if delivered_from is None or file.delivery_date >= delivered_from],
+        retry,
+    )
     advance = track(sum(item.file.size for item in todo))
     reports: list[FileReport] = []
     for batch in _batches(todo):

@@ -1,0 +1,98 @@
+"""Days whose raw rows are purged: nothing rebuilds them, and whoever asks is told what stands."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any
+
+from tidemark.policy import Policy
+from tidemark.postgres import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Purged days of one class in one workspace, within one month."""
+
+    data_class: str
+    workspace_id: str
+    #: First day of it.
+    month: date
+    first_day: date
+    last_day: date
+    days: int
+    #: Whether its rows lie in cold files, from which they can be recalled.
+    is_cold: bool
+
+    def __str__(self) -> str:
+        way = (
+            f"tidemark recall {self.data_class} --workspace {self.workspace_id}"
+            f" --month {self.month:%Y-%m}"
+            if self.is_cold
+            else "no cold copy is kept"
+        )
+        return (
+            f"{self.data_class} of workspace {self.workspace_id} is purged from {self.first_day}"
+            f" to {self.last_day} ({way})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        own = asdict(self)
+        return {"class" if name == "data_class" else name: value for name, value in own.items()}
+
+
+def closed(
+    connection: Connection, ladder: Policy, from_date: date | None, to_date: date | None
+) -> tuple[Closed, ...]:
+    """The purged days of a range that are not recalled, by class, workspace and month.
+
+    Args:
+        from_date, to_date: both ends belong to it; None has no end on that side.
+    """
+    rows = connection.execute(
+        "select purged.class, purged.workspace_id,"
+        " date_trunc('month', purged.local_date)::date as month,"
+        " min(purged.local_date) as first_day, max(purged.local_date) as last_day,"
+        " count(*) as days from control.purge_ledger as purged"
+        " where purged.local_date between %s and %s and purged.class = any(%s)"
+        " and not exists (select from control.recalls where recalls.class = purged.class"
+        " and recalls.workspace_id = purged.workspace_id"
+        " and recalls.month = date_trunc('month', purged.local_date)::date"
+        " and recalls.recalled_at is not null and recalls.removed_at is null)"
+        " group by 1, 2, 3 order by 1, 2, 3",
+        [
+            from_date or date.min,
+            to_date or date.max,
+            [name for name, own in ladder.classes.items() if own.measures],
+        ],
+    )
+    return tuple(
+        Closed(
+            row["class"],
+            row["workspace_id"],
+            row["month"],
+            row["first_day"],
+            row["last_day"],
+            row["days"],
+            "cold" in ladder.classes[row["class"]].expiry,
+        )
+        for row in rows
+    )
+
+
+def groups(
+    connection: Connection, ladder: Policy, days: Iterable[tuple[str, date]]
+) -> set[tuple[str, str, date]]:
+    """The workspaces, measure groups and days that are closed for ever among these days."""
+    pairs = sorted(set(days))
+    every = {group for own in ladder.classes.values() for group in own.measures.values()}
+    found = set()
+    for row in connection.execute(
+        "select class, workspace_id, local_date from control.purge_ledger"
+        " where (workspace_id, local_date) in (select * from unnest(%s::text[], %s::date[]))",
+        [[workspace_id for workspace_id, _ in pairs], [day for _, day in pairs]],
+    ):
+        # A mart that is purged has nothing to be rebuilt into.
+        own = ladder.classes[row["class"]].measures.values() or every
+        found |= {(row["workspace_id"], group, row["local_date"]) for group in own}
+    return found
