@@ -5,7 +5,7 @@
 -#}
 {% macro retention_permit(plan_id, step_id, table) %}
     {% set found = run_query(
-        "select partition_id, predicate, is_whole_partition, row_count, columns, fingerprint"
+        "select partition_id, predicate, is_whole_partition, row_count, hashed_columns, fingerprint"
         ~ " from retention.permits where plan_id = " ~ retention_literal(plan_id)
         ~ " and step_id = " ~ retention_literal(step_id)
         ~ " and table_name = " ~ retention_literal(table) ~ " and expires_at > now()"
@@ -19,8 +19,7 @@
     {% set permit = found.rows[0] %}
     {% set relation = retention_relation(table) %}
     {% set standing = run_query(
-        "select count(), " ~ retention_fingerprint(permit['columns'])
-        ~ ", countIf(_partition_id != " ~ retention_literal(permit['partition_id']) ~ ")"
+        "select count(), toString(sum(reinterpretAsUInt128(sipHash128(" ~ permit['hashed_columns'] ~ "))))"
         ~ " from " ~ relation ~ " where " ~ permit['predicate']
     ).rows[0] %}
     {% if standing[0] | string != permit['row_count'] | string or standing[1] != permit['fingerprint'] %}
@@ -51,16 +50,16 @@
 {#- Takes some rows of a partition: by a mutation that rewrites its parts, so that no byte stays behind a mask. -#}
 {% macro retention_delete_rows(plan_id, step_id, table) %}
     {% set permit = retention_permit(plan_id, step_id, table) %}
+    {% set relation = retention_relation(table) %}
+    {% set partition = retention_literal(permit['partition_id']) %}
     {% do run_query(
-        "alter table " ~ retention_relation(table) ~ " delete where " ~ permit['predicate']
+        "alter table " ~ relation ~ " delete"
+        ~ (" in partition id " ~ partition if permit['partition_id'] != 'all' else "")
+        ~ " where " ~ permit['predicate']
         ~ " settings mutations_sync = 2, allow_nondeterministic_mutations = 1"
     ) %}
-{% endmacro %}
-
-
-{% macro retention_fingerprint(columns) %}
-    {% set hashed = columns | map('replace', '\\', '\\\\') | map('replace', '`', '\\`') | join('`, `') %}
-    {{ return("toString(sum(reinterpretAsUInt128(sipHash128(`" ~ hashed ~ "`))))") }}
+    {#- What the mutation replaced stays on the disk until something sweeps: dropping a month without rows does. -#}
+    {% do run_query("alter table " ~ relation ~ " drop partition id '190001'") %}
 {% endmacro %}
 
 

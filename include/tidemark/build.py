@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from tidemark import availability, clickhouse, frozen, policy, secrets_store
+from tidemark import availability, clickhouse, frozen, overrides, policy, secrets_store
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.postgres import Connection
@@ -161,7 +161,7 @@ def publish_windows(settings: Settings, connection: Connection, ladder: policy.P
     tenants = [
         row["workspace_id"] for row in connection.execute("select workspace_id from app.workspaces")
     ]
-    own = policy.overrides(connection)
+    own = overrides.in_force(connection, ladder)
     for table, rows in (
         ("reference.windows", availability.windows(ladder, tenants, own)),
         ("reference.figures", availability.requirements(ladder)),

@@ -266,7 +266,7 @@ def observe(
     Args:
         windows: of workspaces, instead of the overrides in force.
     """
-    windows = dict(policy.overrides(connection) if windows is None else windows)
+    windows = dict(overrides.in_force(connection, ladder) if windows is None else windows)
     holds = policy.holds(connection)
     tables = _tables(settings, ladder)
     standing: list[Standing] = []
@@ -439,7 +439,7 @@ def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:
     return {
         name: Table(
             name,
-            key.startswith("toYYYYMM("),
+            key.strip("()").startswith("toYYYYMM("),
             tuple(columns[name]),
             partitions[name],
         )
@@ -611,7 +611,7 @@ def _step(
         data_class=name,
         month=month,
         action="drop_partition"
-        if all(target.whole_partition for target in targets)
+        if all(own.whole_partition for own in targets if not _is_derived(own.table))
         else "delete_rows",
         expiry=data_class.expiry,
         ranges=ranges,
@@ -640,8 +640,7 @@ def due_predicate(month: date, ranges: Sequence[Range], day: str) -> str:
 
 def fingerprint(columns: Sequence[str], predicate: str = "true") -> str:
     """SQL of a sum over rows that does not depend on their order, their parts or merges."""
-    hashed = ", ".join(identifier(column) for column in columns)
-    return f"toString(sumIf(reinterpretAsUInt128(sipHash128({hashed})), {predicate}))"
+    return f"toString(sumIf(reinterpretAsUInt128(sipHash128({identifiers(columns)})), {predicate}))"
 
 
 def effects(settings: Settings, ladder: policy.Policy, steps: Sequence[Step]) -> dict[str, str]:
@@ -706,6 +705,11 @@ def literal(value: str | date) -> str:
         return f"toDate('{value.isoformat()}')"
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def identifiers(names: Iterable[str]) -> str:
+    """Names of columns, quoted, with commas between."""
+    return ", ".join(map(identifier, names))
 
 
 def identifier(name: str) -> str:

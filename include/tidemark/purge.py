@@ -273,12 +273,13 @@ class Door:
 
     def _standing(self, target: Target) -> tuple[int, str, int]:
         """Rows to go, their fingerprint, and the rows of the partition that stay."""
+        partition = f"_partition_id = {planning.literal(target.partition)}"
         (row,) = clickhouse.rows(
             self.settings,
             f"select countIf({target.predicate}) as rows,"
             f" {planning.fingerprint(target.columns, target.predicate)} as fingerprint,"
             f" countIf(not ({target.predicate})) as others"
-            f" from {target.table} where _partition_id = {planning.literal(target.partition)}",
+            f" from {target.table} where {'true' if target.partition == 'all' else partition}",
         )
         return int(row["rows"]), row["fingerprint"], int(row["others"])
 
@@ -417,7 +418,7 @@ class Door:
             "predicate": target.predicate,
             "is_whole_partition": whole,
             "row_count": rows,
-            "columns": list(target.columns),
+            "hashed_columns": planning.identifiers(target.columns),
             "fingerprint": fingerprint,
             "expires_at": int(time.time()) + 60 * self.ladder.purge.permit_minutes,
         }

@@ -332,7 +332,7 @@ def _plan(
     windows: Mapping[tuple[str, str], policy.Window] | None = None,
 ) -> Plan:
     _publish_holds(settings, connection)
-    wanted = {**policy.overrides(connection), **(windows or {})}
+    wanted = {**overrides.in_force(connection, ladder), **(windows or {})}
     state = planning.observe(settings, connection, ladder, as_of, windows=wanted)
     return planning.decide(ladder, state, as_of)
 
@@ -359,8 +359,9 @@ def _publish_holds(settings: Settings, connection: Connection) -> None:
     rows = [
         {**row, "class": row["class"] or ""}
         for row in connection.execute(
-            "select hold_id, workspace_id, class, subject_hash as subject from control.holds"
-            " where released_at is null and subject_hash is not null order by hold_id"
+            "select hold_id, workspace_id, class, subject from control.holds,"
+            " unnest(subject_hashes) as subject"
+            " where released_at is null order by hold_id, subject collate \"C\""
         )
     ]
     known = clickhouse.rows(

@@ -8,7 +8,7 @@ create table if not exists retention.permits
     predicate String comment 'SQL over the table that holds for the rows to go',
     is_whole_partition Bool,
     row_count UInt64,
-    columns Array(String) comment 'What the fingerprint is made of',
+    hashed_columns String comment 'What the fingerprint is made of, as SQL',
     fingerprint String,
     expires_at DateTime('UTC')
 )
