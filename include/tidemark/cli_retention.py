@@ -124,13 +124,24 @@ def override_list(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the windows that workspaces set for themselves."""
-    from tidemark import overrides, postgres
+    """List the windows that workspaces set for themselves; one with a fault is not obeyed."""
+    from tidemark import overrides, policy, postgres
 
-    with postgres.connect(Settings.from_env()) as connection:
-        rows = [own.as_dict() for own in overrides.list_all(connection, withdrawn=withdrawn)]
+    settings = Settings.from_env()
+    with postgres.connect(settings) as connection:
+        found = overrides.list_all(connection, withdrawn=withdrawn)
+        faults = overrides.faults(connection, policy.read(settings))
+    rows = [
+        {
+            **own.as_dict(),
+            "fault": None if own.withdrawn_at else faults.get((own.workspace_id, own.data_class)),
+        }
+        for own in found
+    ]
     _print_documents(
-        ("workspace_id", "class", "window", "set_at", "withdrawn_at"), rows, as_json=as_json
+        ("workspace_id", "class", "window", "set_at", "withdrawn_at", "fault"),
+        rows,
+        as_json=as_json,
     )
 
 

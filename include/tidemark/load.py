@@ -27,7 +27,7 @@ import zstandard
 from isal import igzip_lib
 from psycopg.types.json import Jsonb
 
-from tidemark import clickhouse, keys, ledger, policy, privacy
+from tidemark import clickhouse, keys, ledger, overrides, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
@@ -371,7 +371,7 @@ class _Loader:
                 " from app.workspaces where deleted_at is null"
             )
         }
-        self.overrides = policy.overrides(connection)
+        self.overrides = overrides.in_force(connection, ladder)
 
     # -- which files ---------------------------------------------------------------------------
 

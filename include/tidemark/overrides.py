@@ -1,5 +1,6 @@
 """Windows that workspaces set for themselves, shorter than the ladder's; the next purge obeys."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,11 +44,28 @@ def check(
         Refused: its plan may not, the window is below the floor or no shorter than the default,
             or a mart would leave before the rows that its figures are made of.
     """
-    plan = _plan(connection, workspace_id)
+    _judge(
+        ladder,
+        workspace_id,
+        _plan(connection, workspace_id),
+        data_class,
+        window,
+        _windows_of(connection, workspace_id),
+    )
+
+
+def _judge(
+    ladder: Policy,
+    workspace_id: str,
+    plan: str,
+    data_class: str,
+    window: Window,
+    in_force: Mapping[str, Window],
+) -> None:
     own = _class(ladder, data_class)
-    if own.window is None or not ladder.plans_that_override(data_class):
-        raise Refused(f"the window of {data_class} cannot be shortened")
     allowed = ladder.plans_that_override(data_class)
+    if own.window is None or not allowed:
+        raise Refused(f"the window of {data_class} cannot be shortened")
     if plan not in allowed:
         raise Refused(
             f"workspace {workspace_id} is on plan {plan}; a window of {data_class} comes with"
@@ -62,11 +80,6 @@ def check(
             f"{window} is no shorter than the {own.window} that {data_class} stays anyway"
             f"{_in_days(own.window, window)}"
         )
-    in_force = {
-        name: found
-        for (workspace, name), found in policy.overrides(connection).items()
-        if workspace == workspace_id
-    }
     _check_order(ladder, {**in_force, data_class: window})
 
 
@@ -135,18 +148,13 @@ def withdraw(
     """
     _lock(connection, workspace_id)
     _plan(connection, workspace_id)
-    _class(ladder, data_class)
     standing = _in_force(connection, workspace_id, data_class)
     if standing is None:
+        _class(ladder, data_class)
         return False
-    _check_order(
-        ladder,
-        {
-            name: window
-            for (workspace, name), window in policy.overrides(connection).items()
-            if workspace == workspace_id and name != data_class
-        },
-    )
+    rest = _windows_of(connection, workspace_id)
+    del rest[data_class]
+    _check_order(ladder, rest)
     _end(connection, workspace_id, data_class, now)
     ledger.append(
         connection,
@@ -181,20 +189,41 @@ def list_all(connection: Connection, *, withdrawn: bool = False) -> list[Overrid
     ]
 
 
-def faults(connection: Connection, ladder: Policy) -> list[str]:
-    """What is wrong with overrides in force: a policy changed since, or a row set by hand.
+def in_force(connection: Connection, ladder: Policy) -> dict[tuple[str, str], Window]:
+    """The windows that a purge obeys, by workspace and class.
 
-    Each would destroy more than the policy allows, so nothing is planned until it is withdrawn.
+    One that the policy or the workspace's plan no longer allows is left out: it would destroy more
+    than they do, and the ladder's own window destroys less.
     """
-    found = []
-    for own in list_all(connection):
-        try:
-            check(connection, ladder, own.workspace_id, own.data_class, own.window)
-        except (Refused, UsageError) as error:
-            found.append(
-                f"override of {own.workspace_id} and {own.data_class}: {error}; `tidemark override"
-                f" withdraw {own.workspace_id} {own.data_class}` ends it"
-            )
+    bad = faults(connection, ladder)
+    return {key: own for key, own in policy.overrides(connection).items() if key not in bad}
+
+
+def faults(connection: Connection, ladder: Policy) -> dict[tuple[str, str], str]:
+    """What is wrong with overrides, by workspace and class.
+
+    The policy or a plan has changed since, or a row was written by hand.
+    """
+    plans = {
+        row["workspace_id"]: row["plan"]
+        for row in connection.execute(
+            "select workspace_id, plan from app.workspaces where deleted_at is null"
+        )
+    }
+    by_workspace: dict[str, dict[str, Window]] = defaultdict(dict)
+    for (workspace_id, data_class), window in policy.overrides(connection).items():
+        by_workspace[workspace_id][data_class] = window
+    found = {}
+    for workspace_id, windows in by_workspace.items():
+        for data_class, window in windows.items():
+            plan = plans.get(workspace_id)
+            if plan is None:
+                # Its data goes by itself when the workspace does.
+                continue
+            try:
+                _judge(ladder, workspace_id, plan, data_class, window, windows)
+            except (Refused, UsageError) as error:
+                found[workspace_id, data_class] = str(error)
     return found
 
 
@@ -206,6 +235,8 @@ def _check_order(ladder: Policy, own: Mapping[str, Window]) -> None:
         if data_class.window is not None
     }
     for mart, window in own.items():
+        if mart not in ladder.classes:
+            continue
         groups = {
             group
             for table in ladder.classes[mart].tables
@@ -245,6 +276,14 @@ def _plan(connection: Connection, workspace_id: str) -> str:
     if row is None:
         raise UsageError(f"no workspace {workspace_id}; `tidemark workspace list` names them")
     return str(row["plan"])
+
+
+def _windows_of(connection: Connection, workspace_id: str) -> dict[str, Window]:
+    return {
+        name: window
+        for (workspace, name), window in policy.overrides(connection).items()
+        if workspace == workspace_id
+    }
 
 
 def _lock(connection: Connection, workspace_id: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
-from tidemark import clickhouse, policy
+from tidemark import clickhouse, overrides, policy
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.policy import Policy, Window
@@ -210,7 +210,7 @@ def _last_plan(connection: Connection) -> Row | None:
 def _classes(
     settings: Settings, connection: Connection, ladder: Policy, as_of: date, next_as_of: date
 ) -> tuple[ClassState, ...]:
-    windows = policy.overrides(connection)
+    windows = overrides.in_force(connection, ladder)
     standing = _standing(settings)
     due = _due(settings, ladder, next_as_of, windows)
     cold = {

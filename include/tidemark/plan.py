@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
 
-from tidemark import clickhouse, load, policy
+from tidemark import clickhouse, load, overrides, policy
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.postgres import Connection

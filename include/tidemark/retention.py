@@ -9,6 +9,7 @@ from datetime import date, datetime
 from typing import Any, Protocol
 
 from tidemark import availability, clickhouse, cold, ledger, overrides, policy
+from tidemark import build as building
 from tidemark import plan as planning
 from tidemark import purge as purging
 from tidemark.config import Settings
@@ -291,6 +292,8 @@ def purge(
             steps = door.resume()
             found = _plan(settings, connection, ladder, as_of)
             policy.record(connection, ladder, clock())
+            # From now on these windows are what the marts can answer for.
+            building.publish_windows(settings, connection, ladder)
             planning.store(connection, found, clock())
             cold.sweep(settings, connection, found.steps)
             if found.needs_approval and not approved_by:

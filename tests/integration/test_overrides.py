@@ -109,20 +109,35 @@ def test_a_mart_never_leaves_before_its_rows(warehouse: Warehouse, tmp_path: Pat
     assert _in_force(shop) == {"email_events": "12 months", "email_revenue_daily": "13 months"}
 
 
-def test_a_row_set_by_hand_below_the_floor_is_a_fault(warehouse: Warehouse, tmp_path: Path) -> None:
-    shop = tenant(warehouse, tmp_path, plan="platform")
-    ladder = policy.read(warehouse.settings)
+def test_what_is_no_longer_allowed_is_shown_and_not_obeyed(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    by_hand, demoted, fine = (tenant(warehouse, tmp_path, plan="platform") for _ in range(3))
+    for shop in (demoted, fine):
+        warehouse.run("override", "set", shop.workspace_id, "orders", "13m")
     with postgres.connect(warehouse.settings) as connection:
-        assert overrides.faults(connection, ladder) == []
         connection.execute(
             "insert into control.overrides (workspace_id, class, window_value, window_unit, set_at)"
             " values (%s, 'orders', 1, 'day', %s)",
-            [shop.workspace_id, NOW],
+            [by_hand.workspace_id, NOW],
         )
-        (fault,) = overrides.faults(connection, ladder)
-        assert "below the floor" in fault
-        assert f"override withdraw {shop.workspace_id} orders" in fault
-        connection.rollback()
+        connection.execute(
+            "update app.workspaces set plan = 'pro' where workspace_id = %s",
+            [demoted.workspace_id],
+        )
+    with postgres.connect(warehouse.settings) as connection:
+        obeyed = overrides.in_force(connection, policy.read(warehouse.settings))
+    shown = {
+        row["workspace_id"]: row["fault"]
+        for row in warehouse.run("override", "list", "--json").json
+    }
+    assert shown[fine.workspace_id] is None
+    assert "below the floor" in shown[by_hand.workspace_id]
+    assert "on plan pro" in shown[demoted.workspace_id]
+    assert obeyed[fine.workspace_id, "orders"] == policy.Window(13, "month")
+    for shop in (by_hand, demoted):
+        assert (shop.workspace_id, "orders") not in obeyed
+        warehouse.run("override", "withdraw", shop.workspace_id, "orders")
 
 
 def test_the_load_obeys_a_window_of_days(warehouse: Warehouse, tmp_path: Path) -> None:
