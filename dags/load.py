@@ -1,8 +1,8 @@
 """# load
 
 Loads every landing file that is not loaded yet, each once and whole, daily at 02:00 UTC.
-A run of a backfill (`airflow backfill create --dag-id load`) does what `tidemark backfill` does:
-it loads what now stands in landing for its day and rebuilds that day.
+A run of a backfill (`airflow backfill create --dag-id load`) does what `tidemark backfill` does: it
+loads what now stands in landing for its day and rebuilds that day. One of purged days is refused.
 
 **It will not** load a file twice, load rows past their window, or fetch anything from a platform:
 files come to landing by other means. One broken file stops no other; `check_files` then fails.
@@ -13,10 +13,10 @@ files come to landing by other means. One broken file stops no other; `check_fil
 at docs/runbooks/load-failed.md; a file repaired under a new name is taken by the next run.
 """
 
-from airflow.sdk import dag, get_current_context, task
+from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from tidemark_airflow import defaults, runs
+from tidemark_airflow import defaults, loads, runs
 
 
 @dag(
@@ -27,21 +27,6 @@ from tidemark_airflow import defaults, runs
     **defaults.DAG,
 )
 def load() -> None:
-    @task
-    def load_files() -> dict:
-        from tidemark import flows, output
-
-        report = flows.load(
-            runs.settings(),
-            as_of=runs.as_of(get_current_context()),
-            now=runs.clock(),
-            note=runs.log.info,
-        )
-        columns, rows = output.load_table(report)
-        runs.log_table(columns, rows)
-        failed = [f"{file.file}: {file.error}" for file in report.files if file.error]
-        return {"all": dict(zip(columns[1:], rows[-1][1:], strict=True)), "failed": failed}
-
     @task(outlets=[defaults.RAW])
     def announce() -> None:
         from tidemark import flows
@@ -57,7 +42,7 @@ def load() -> None:
                 f"{len(loaded['failed'])} files: {'; '.join(loaded['failed'])}"
             )
 
-    loaded = load_files()
+    loaded = task(loads.load_files)()
     loaded >> announce()
     check_files(loaded)
 

@@ -6,6 +6,7 @@ plan over the policy's size waits up to 20 hours for a person: *Required actions
 **It will not** destroy what Great Expectations has not tied out under this plan's id, what a hold
 keeps or what changed since the plan. No control of Airflow opens the gate: a task marked as success
 leaves no verdict on file, and without one the purge refuses. A refused class stops no other.
+Airflow's own traces go by the ladder too, in `forget_traces`.
 
 **By hand:** trigger it (parameter `as_of`, never in the future), or `tidemark purge`; to see first
 what would go, `tidemark plan` or the page *Retention*.
@@ -16,7 +17,7 @@ do. What a killed run began, `resume` of the next one finishes.
 
 from typing import Any
 
-from airflow.sdk import TaskGroup, dag, task
+from airflow.sdk import TaskGroup, dag, get_current_context, task
 
 from tidemark_airflow import defaults, plans, runs
 
@@ -36,6 +37,12 @@ def retention_nightly() -> None:
     purge = task(plans.purge)
     verify = task(plans.verify)
 
+    @task
+    def forget_traces() -> dict[str, Any]:
+        from tidemark_airflow import traces
+
+        return traces.forget(runs.settings(), runs.as_of(get_current_context()))
+
     @task(trigger_rule="none_failed", outlets=[defaults.PURGED])
     def verified() -> None:
         runs.log.info("every class of the plan is verified, or had nothing to go")
@@ -48,6 +55,7 @@ def retention_nightly() -> None:
             proof, checked = gate(name), verify()
             before >> proof >> purge(name, proof) >> checked >> end
             before = [found, approve, checked]
+    forget_traces()
 
 
 retention_nightly()

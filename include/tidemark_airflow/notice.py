@@ -1,5 +1,6 @@
 """Tells people that a task failed: a line in a file and, where one is set, a webhook."""
 
+import fcntl
 import json
 import os
 import urllib.request
@@ -28,7 +29,9 @@ class FailureNotice(BaseNotifier):
         descriptor = os.open(
             settings.logs / "failures.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
         )
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "a") as file:
+            # What is past its window is taken out of the file by rewriting it.
+            fcntl.flock(file, fcntl.LOCK_EX)
             file.write(notice + "\n")
         if settings.webhook:
             request = urllib.request.Request(  # noqa: S310  only http and https pass Settings
