@@ -31,6 +31,4 @@ DAG: dict[str, Any] = {
     "max_active_runs": 1,
     "default_args": TASKS,
     "dagrun_timeout": timedelta(days=2),
-    # Long names and values of parameters would be kept with each run.
-    "render_template_as_native_obj": False,
 }

@@ -1,0 +1,214 @@
+"""The DAGs on the real scheduler: files become marts, and no control of Airflow opens the gate."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from airflow_home import AirflowHome, airflow_home
+
+TODAY = datetime.now(UTC).date()
+#: Past a window of six months, inside that of the policy.
+OLD = TODAY.replace(day=15) - timedelta(days=240)
+CANARY = "canary.person@example.org"
+
+
+def pixel(number: int, day: Any) -> dict[str, Any]:
+    """A page view of a day."""
+    return {
+        "event_id": f"event-{day}-{number}",
+        "event_name": "$pageview",
+        "timestamp": f"{day}T12:00:00Z",
+        "anonymous_id": f"visitor-{number}",
+        "session_id": f"session-{number}",
+        "email": CANARY,
+        "ip": "81.2.69.142",
+        "user_agent": "Mozilla/5.0 (Windows NT 10.0; Win64; x64) Chrome/141.0.0.0 Safari/537.36",
+        "url": f"https://mugs.example/new?utm_source=facebook&utm_medium=cpc&mail={CANARY}",
+        "consent": {"analytics": True},
+    }
+
+
+def deliver(home: AirflowHome, day: Any, count: int) -> None:
+    """A file of page views of a day, delivered on that day."""
+    folder = home.warehouse.settings.landing_path / "pixel" / "mugs" / str(day)
+    folder.mkdir(parents=True)
+    lines = [json.dumps(pixel(number, day)) for number in range(count)]
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def raw_rows(home: AirflowHome) -> int:
+    """Rows of the day that is past its window."""
+    query = f"select count() as n from raw.pixel_events where local_date = '{OLD}'"
+    return int(home.sql(query)[0]["n"])
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[AirflowHome]:
+    """A home in which a plan of any size needs a person, with an old and a new day loaded."""
+    with airflow_home(approval_rows="1") as home:
+        workspace = ("--timezone", "Europe/London", "--currency", "GBP", "--plan", "enterprise")
+        home.run("workspace", "add", "mugs", *workspace)
+        deliver(home, OLD, 40)
+        deliver(home, TODAY - timedelta(days=1), 20)
+        home.trigger("load", "first")
+        assert home.ended("load", "first")[""] == "success"
+        home.wait(lambda: home.newest("transform"), "the asset starts no transform")
+        run = home.newest("transform")
+        assert run is not None
+        states = home.ended("transform", run)
+        assert states == dict.fromkeys(
+            ("begin", "staging", "intermediate", "marts", "gate", ""), "success"
+        )
+        home.run("override", "set", "mugs", "pixel_events", "6 months")
+        yield home
+
+
+def waiting(home: AirflowHome, run_id: str) -> None:
+    """Start a purge and wait until it asks for a person."""
+    home.trigger("retention_nightly", run_id)
+    home.wait(
+        lambda: (
+            home.tasks("retention_nightly", run_id).get("approve", {}).get("state")
+            in ("awaiting_input", "deferred", "failed", "skipped")
+        ),
+        "the purge asks for nobody",
+    )
+
+
+def test_files_become_marts(home: AirflowHome) -> None:
+    query = (
+        "select toString(date_day) as day, sum(pageviews) as n from marts.kpis_daily"
+        " where platform = 'all' group by date_day order by date_day"
+    )
+    rows = {row["day"]: int(row["n"]) for row in home.sql(query)}
+    assert rows == {str(OLD): 40, str(TODAY - timedelta(days=1)): 20}
+    run = home.newest("transform")
+    assert run is not None
+    assert "int_pixel_daily" in home.log("transform", run, "intermediate")
+
+
+def test_the_page_is_for_those_who_are_signed_in(home: AirflowHome) -> None:
+    for path in ("/retention/", "/retention/proofs/index.html", "/retention/lineage"):
+        assert home.fetch(path).status == 401
+        assert home.fetch(path, cookie="no.such.token").status in (401, 403)
+    page = home.fetch("/retention/", cookie=home.token)
+    assert page.status == 200
+    text = page.body.decode()
+    assert "pixel_events" in text
+    assert "Missing deliveries" in text
+    assert CANARY not in text
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    # Nothing comes from elsewhere.
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    assert home.fetch("/retention/proofs/index.html", cookie=home.token).status == 200
+    outside = quote("../../secrets/master.key", safe="")
+    assert home.fetch(f"/retention/proofs/{outside}", cookie=home.token).status == 404
+    assert home.fetch("/retention/openapi.json", cookie=home.token).status == 404
+    assert home.sign_in("admin", "wrong").status == 401
+
+
+def test_marking_tasks_as_success_opens_no_gate(home: AirflowHome) -> None:
+    before = raw_rows(home)
+    assert before == 40
+    waiting(home, "marked")
+    assert "pixel_events" in str(
+        home.api("GET", "/dags/~/dagRuns/~/hitlDetails?response_received=false")
+    )
+    # First the gate, so that the approval's answer finds it passed; then the approval itself.
+    home.set_state("retention_nightly", "marked", "pixel_events.gate", "success")
+    home.set_state("retention_nightly", "marked", "approve", "success")
+    states = home.ended("retention_nightly", "marked")
+    assert states[""] == "failed"
+    assert states["pixel_events.purge"] == "failed"
+    assert raw_rows(home) == before
+
+
+def test_a_purge_alone_or_cleared_destroys_nothing(home: AirflowHome) -> None:
+    before = raw_rows(home)
+    assert before == 40
+    said = home.airflow(
+        "tasks", "test", "retention_nightly", "pixel_events.purge", str(TODAY), check=False
+    )
+    assert "this run has no plan" in said
+    home.api(
+        "POST",
+        "/dags/retention_nightly/clearTaskInstances",
+        {
+            "dry_run": False,
+            "dag_run_id": "marked",
+            "task_ids": ["pixel_events.purge"],
+            "only_failed": False,
+            "reset_dag_runs": True,
+        },
+    )
+    assert home.ended("retention_nightly", "marked")["pixel_events.purge"] == "failed"
+    assert raw_rows(home) == before
+
+
+def test_a_person_lets_a_large_purge_go(home: AirflowHome) -> None:
+    marts = "select sum(pageviews) as n from marts.summary_kpis_daily"
+    before = home.sql(marts)
+    assert raw_rows(home) == 40
+    waiting(home, "rejected")
+    home.answer("rejected", "Reject")
+    assert home.ended("retention_nightly", "rejected")["pixel_events.purge"] == "skipped"
+    assert raw_rows(home) == 40
+
+    waiting(home, "approved")
+    page = home.fetch("/retention/", cookie=home.token).body.decode()
+    assert "needs a person's approval" in page
+    home.answer("approved", "Approve")
+    states = home.ended("retention_nightly", "approved")
+    assert states[""] == "success", states
+    assert states["pixel_events.verify"] == "success"
+    assert states["orders.gate"] == "skipped"
+    assert raw_rows(home) == 0
+    assert home.sql(marts) == before
+    (entry,) = home.sql(
+        "select document ->> 'approved_by' as who from control.ledger where kind = 'step_begun'"
+        " and document -> 'step' ->> 'data_class' = 'pixel_events'",
+        "postgres",
+    )
+    assert entry["who"] == "admin"
+    page = home.fetch("/retention/", cookie=home.token).body.decode()
+    assert "approved by admin" in page
+    proof = page.split('href="proofs/validations/')[1].split('"')[0]
+    found = home.fetch(f"/retention/proofs/validations/{proof}", cookie=home.token)
+    assert found.status == 200
+
+
+def test_a_late_file_rebuilds_its_day_and_no_other(home: AirflowHome) -> None:
+    late = TODAY - timedelta(days=3)
+    deliver(home, late, 5)
+    last = home.newest("transform")
+    home.trigger("load", "late")
+    assert home.ended("load", "late")[""] == "success"
+    home.wait(lambda: home.newest("transform") != last, "the late file starts no transform")
+    run = home.newest("transform")
+    assert run is not None
+    assert home.ended("transform", run)[""] == "success"
+    (build,) = home.sql(
+        "select array_agg(distinct local_date::text) as days from control.build_days"
+        " where build_id = (select max(build_id) from control.builds)",
+        "postgres",
+    )
+    assert build["days"] == [str(late)]
+
+
+def test_airflow_keeps_nothing_of_a_person(home: AirflowHome) -> None:
+    settings = home.warehouse.settings
+    files = [path for path in settings.airflow.rglob("*") if path.is_file()]
+    files += [path for path in settings.logs.rglob("*") if path.is_file()]
+    assert any("task_id=load_files" in str(path) for path in files)
+    for path in files:
+        assert CANARY.encode() not in path.read_bytes(), path
+        assert path.stat().st_mode & 0o077 == 0, path
+    dump = home.api("GET", "/dags/~/dagRuns?limit=100")
+    assert dump["dag_runs"]
+    assert CANARY not in str(dump)
