@@ -47,6 +47,15 @@ MONEY = (
 COUNTS = ("sessions", "pageviews", "bot_pageviews", "conversions", "orders", "new_customer_orders")
 
 
+GROUPS = {
+    "pixel_events": "pixel",
+    "orders": "orders",
+    "order_refunds": "refunds",
+    "payments": "payments",
+    "payment_refunds": "refunds",
+}
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A tenant."""
@@ -255,6 +264,8 @@ class Dbt:
     warehouse: Warehouse
     folder: Path
     rows: set[Row] = field(default_factory=set)
+    #: Workspaces, measure groups and days that `purge` closed.
+    frozen: set[tuple[str, str, date]] = field(default_factory=set)
     _runner: dbtRunner = field(default_factory=dbtRunner)
     reads: Counter[str] = field(default_factory=Counter)
 
@@ -288,7 +299,7 @@ class Dbt:
         self, workspaces: Iterable[Workspace], rates: Iterable[tuple[date, str, str, str]] = ()
     ) -> None:
         """Start anew: no rows, these tenants, these exchange rates."""
-        self.rows = set()
+        self.rows, self.frozen = set(), set()
         databases = "('intermediate', 'marts', 'retention', 'reference', 'raw', 'anonymised')"
         emptied = ("reference.workspaces", "reference.build_scope")
         for table in self.query(
@@ -336,12 +347,50 @@ class Dbt:
         for row in loaded:
             refunds = row.more_rows() if isinstance(row, Payment) else ()
             for table, values in (row.row(), *refunds):
-                tables[table].append(values)
+                if (values["workspace_id"], GROUPS[table], values["local_date"]) not in self.frozen:
+                    tables[table].append(values)
         for table, lines in tables.items():
             self.execute(f"truncate table raw.{table}")
             self.insert(f"raw.{table}", lines)
         self.scope({day for row in loaded ^ self.rows for day in row.days})
         self.rows = loaded
+
+    def purge(self, days: Iterable[tuple[str, str, date]]) -> None:
+        """Take these days' rows of raw and of the facts, as the purge's steps do."""
+        closing = [
+            {"workspace_id": workspace, "measure_group": group, "local_date": day}
+            for workspace, group, day in days
+        ]
+        self.insert("retention.frozen_days", closing)
+        self.insert("retention.expiring_days", closing)
+        self.execute(
+            "insert into retention.purged_coverage select *, 'test' from retention.coverage"
+            " where (workspace_id, transform(class, ['pixel_events', 'order_refunds',"
+            " 'payment_refunds'], ['pixel', 'refunds', 'refunds'], class), local_date)"
+            " in retention.expiring_days"
+        )
+        self.run("snapshot")
+        query = self.warehouse.settings.sql / "purge" / "anonymised.sql"
+        missing = {row["measure"]: row["missing"] for row in self.query(query.read_text())}
+        assert missing == dict.fromkeys(missing, missing["orders"])
+        assert int(missing["orders"]) == 0
+        for table, group in GROUPS.items():
+            self._delete(f"raw.{table}", f"'{group}'", "local_date")
+        for table in ("int_session_days", "int_sessions", "int_purchase_links"):
+            self._delete(f"intermediate.{table}", "'pixel'", "date_day")
+        self._delete("intermediate.int_orders", "measure_group", "date_day")
+        self._delete("intermediate.int_refunds", "'refunds'", "date_day")
+        self.execute("truncate table retention.expiring_days")
+        self.frozen |= {
+            (day["workspace_id"], day["measure_group"], day["local_date"]) for day in closing
+        }
+
+    def _delete(self, table: str, group: str, day: str) -> None:
+        self.execute(
+            f"alter table {table} delete where (workspace_id, {group}, {day}) in"
+            " (select workspace_id, measure_group, local_date from retention.expiring_days)"
+            " settings mutations_sync = 2, allow_nondeterministic_mutations = 1"
+        )
 
     def scope(self, days: Iterable[tuple[str, str, date]]) -> None:
         """Set the days that the next build recomputes."""

@@ -395,6 +395,7 @@ def backfill(
     if as_of > now.date():
         raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
     with warehouse(settings, note) as connection:
+        ledger.copy_head(settings, connection, now)
         closed = _closed(settings, connection, from_date, to_date)
         row = connection.execute(
             "insert into control.backfills (from_date, to_date, reason, as_of, started_at)"

@@ -241,9 +241,8 @@ def test_money_is_rounded_half_away_from_zero_in_the_currency_of_the_workspace(
     ]
 
 
-def test_increments_equal_a_rebuild_from_scratch(marketing: Marketing) -> None:
-    """Events arrive late and out of order; what is built must not depend on when they came."""
-    chance = random.Random(20261001)
+def random_events(chance: random.Random) -> list[Row]:
+    """Fifty days of events that meet often."""
     start = datetime(2026, 10, 1, tzinfo=UTC)
     metrics = [
         "Received Email",
@@ -274,6 +273,13 @@ def test_increments_equal_a_rebuild_from_scratch(marketing: Marketing) -> None:
             values |= {"message_id": message, "message_name": f"{message} of {at.date()}"}
             values |= {"flow_id": "F1"} if chance.random() < 0.2 else {}
         events.append(event(f"e{number:03}", metric, at, **values))
+    return events
+
+
+def test_increments_equal_a_rebuild_from_scratch(marketing: Marketing) -> None:
+    """Events arrive late and out of order; what is built must not depend on when they came."""
+    chance = random.Random(20261001)
+    events = random_events(chance)
     for offset in range(0, 52, 3):
         marketing.rate(DAY + timedelta(days=offset), "EUR", "GBP", f"0.8{offset:02}")
 
@@ -303,3 +309,51 @@ def test_increments_equal_a_rebuild_from_scratch(marketing: Marketing) -> None:
     )
     assert int(coverage["lines"]) == len(events)
     assert Decimal(coverage["money"]) == sum(row.get("value", 0) for row in events)
+
+
+def test_days_that_live_on_keep_their_sources_when_earlier_ones_are_purged(
+    marketing: Marketing,
+) -> None:
+    events = random_events(random.Random(20261002))
+    for offset in range(0, 52, 3):
+        marketing.rate(DAY + timedelta(days=offset), "EUR", "GBP", f"0.8{offset:02}")
+    marketing.insert("raw.email_events", events)
+    days = sorted({row["local_date"] for row in events})
+    assert marketing.build([("shop", "email", day) for day in days]) == []
+    before = marketing.contents()
+
+    cut = DAY + timedelta(days=25)
+    reached = [
+        row
+        for row in before["intermediate.int_email_orders"]
+        if row["date_day"] >= str(cut)
+        and "1970-01-01" < max(row["click_date"], row["previous_date"]) < str(cut)
+    ]
+    reached += [
+        row
+        for row in before["intermediate.int_email_refunds"]
+        if row["date_day"] >= str(cut) and "1970-01-01" < row["order_date"] < str(cut)
+    ]
+    assert len(reached) > 5
+    marketing.insert(
+        "retention.frozen_days",
+        [
+            {"workspace_id": "shop", "measure_group": "email", "local_date": day}
+            for day in days
+            if day < cut
+        ],
+    )
+    for table, day in (
+        ("raw.email_events", "local_date"),
+        ("intermediate.int_email_orders", "date_day"),
+        ("intermediate.int_email_refunds", "date_day"),
+    ):
+        marketing.execute(
+            f"alter table {table} delete where {day} < '{cut}' settings mutations_sync = 2"
+        )
+    assert marketing.build([("shop", "email", day) for day in days]) == []
+    after = marketing.contents()
+    purged = {"intermediate.int_email_orders", "intermediate.int_email_refunds"}
+    for table, rows in before.items():
+        kept = [row for row in rows if table not in purged or row["date_day"] >= str(cut)]
+        assert after[table] == kept, table

@@ -63,6 +63,7 @@ orders as (
     where
         is_counted
         and cohort_month != toDate(0)
+        and (workspace_id, date_day) in (select workspace_id, date_day from month_days)
         and (workspace_id, toStartOfMonth(date_day)) in (select workspace_id, date_day from dirty_months)
         and (workspace_id, source, order_key) not in (
             select workspace_id, source, order_key from standing_orders
@@ -90,6 +91,7 @@ refunds as (
         dbt_valid_to is null
         and is_counted
         and cohort_month != toDate(0)
+        and (workspace_id, date_day) in (select workspace_id, date_day from month_days)
         and (workspace_id, toStartOfMonth(date_day)) in (select workspace_id, date_day from dirty_months)
         and (workspace_id, source, order_key, date_day) not in (
             select workspace_id, source, order_key, date_day from standing_refunds

@@ -27,6 +27,7 @@ create table if not exists anonymised.orders
     dbt_valid_to Nullable(DateTime)
 )
 engine = MergeTree
+partition by toYYYYMM(date_day)
 order by (workspace_id, order_key)
 settings index_granularity = 256;
 
@@ -57,6 +58,7 @@ create table if not exists anonymised.payments
     dbt_valid_to Nullable(DateTime)
 )
 engine = MergeTree
+partition by toYYYYMM(date_day)
 order by (workspace_id, order_key)
 settings index_granularity = 256;
 
@@ -79,5 +81,6 @@ create table if not exists anonymised.order_refunds
     dbt_valid_to Nullable(DateTime)
 )
 engine = MergeTree
+partition by toYYYYMM(date_day)
 order by (workspace_id, date_day, order_key)
 settings index_granularity = 256;
