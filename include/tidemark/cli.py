@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from tidemark import cli_purge
 from tidemark.cli_audit import audit
+from tidemark.cli_backfill import backfill
 from tidemark.cli_cold import recall
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.cli_retention import hold_app, override_app
@@ -33,6 +34,7 @@ app.add_typer(override_app, name="override")
 app.add_typer(hold_app, name="hold")
 app.command()(audit)
 app.command()(recall)
+app.command()(backfill)
 
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 
@@ -233,10 +235,10 @@ def build(
             to_date=to_date.date() if to_date else None,
             note=note,
         )
-    except flows.GateFailed as error:
+    except (flows.GateFailed, flows.RangeClosed) as error:
         if not as_json:
             raise
-        # The verdict is the answer that a program asked for.
+        # What was found is the answer that a program asked for.
         note(f"tidemark: {error}")
         print(to_json(error.report.as_dict()))
         return error.exit_code
