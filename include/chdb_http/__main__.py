@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
+import resource
 import signal
 import socket
 import sys
@@ -18,6 +20,10 @@ from chdb_http.config import Config, ConfigError, load_config
 from chdb_http.engine import Engine, StartError, remove_leftovers
 from chdb_http.protocol import HeaderProtocol
 from chdb_http.server import App
+
+log = logging.getLogger("chdb_http")
+
+_LAST_SECONDS = 15
 
 
 class _Server(uvicorn.Server):
@@ -45,8 +51,25 @@ def _bind(config: Config) -> socket.socket:
     return listener
 
 
+def _give_up() -> None:
+    # What is acknowledged is on disk, so ending like this loses nothing.
+    log.error("statements did not end when they were cancelled: ending without them")
+    logging.shutdown()
+    os._exit(1)
+
+
+def _limits() -> None:
+    """As many open files as allowed, and no rows in a file of a crash."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 async def _run(config: Config, engine: Engine, listener: socket.socket) -> None:
     app = App(config, engine)
+    HeaderProtocol.most_connections = config.max_connections
+    HeaderProtocol.receive_timeout = config.receive_timeout
+    HeaderProtocol.send_timeout = config.send_timeout
     server = _Server(
         uvicorn.Config(
             app,
@@ -66,6 +89,8 @@ async def _run(config: Config, engine: Engine, listener: socket.socket) -> None:
     def stop() -> None:
         app.stopping = True
         server.should_exit = True
+        loop.call_later(config.stop_timeout, app.cancel)
+        loop.call_later(config.stop_timeout + _LAST_SECONDS, _give_up)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -76,10 +101,11 @@ async def _run(config: Config, engine: Engine, listener: socket.socket) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the endpoint; the exit code is 0 after a graceful stop, 1 if it could not start."""
+    """Run the endpoint; the exit code is 0 after a graceful stop, else 1."""
     parser = argparse.ArgumentParser(prog="chdb_http", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the JSON configuration file")
     options = parser.parse_args(argv)
+    _limits()
     try:
         config = load_config(options.config)
         listener = _bind(config)

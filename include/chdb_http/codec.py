@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import lz4.block  # type: ignore[import-untyped]
@@ -19,12 +20,18 @@ except ImportError:
     brotli = None
 
 
+_PIECE = 1 << 20
+
+
 def _corrupt(message: str) -> ClickHouseError:
     return ClickHouseError(354, "ZLIB_INFLATE_FAILED", message)
 
 
 class Decoder(Protocol):
     """Turns a request's encoded body into its bytes."""
+
+    # How much to take at a time, in bytes: what that unpacks to at most can be held in memory.
+    step: int
 
     def feed(self, data: bytes) -> bytes:
         """Decode a piece. Raises ClickHouseError for a corrupt one."""
@@ -33,8 +40,28 @@ class Decoder(Protocol):
         """Raises ClickHouseError if the stream is not whole."""
 
 
+def decoded(decode: Decoder, data: bytes) -> Iterator[bytes]:
+    """A piece of a body, decoded in pieces that stay small however much it unpacks to.
+
+    Raises ClickHouseError for a corrupt one.
+    """
+    held: list[bytes] = []
+    size = 0
+    for at in range(0, len(data), decode.step):
+        piece = decode.feed(data[at : at + decode.step])
+        held.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+    if size:
+        yield b"".join(held)
+
+
 class PlainDecoder:
     """The body as it is."""
+
+    step = 1 << 30
 
     def feed(self, data: bytes) -> bytes:
         return data
@@ -45,6 +72,8 @@ class PlainDecoder:
 
 class ZlibDecoder:
     """gzip with any number of members, or deflate (zlib or raw)."""
+
+    step = 1 << 14
 
     def __init__(self, name: str) -> None:
         self._window = 31 if name == "gzip" else 47
@@ -79,12 +108,13 @@ class FrameDecoder:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.step = 1 << 16 if name == "lz4" else 1 << 10
         self._stream = self._make()
         self._fed = False
 
     def _make(self) -> Any:
         if self._name == "zstd":
-            return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
         if self._name == "lz4":
             return lz4.frame.LZ4FrameDecompressor()
         return brotli.Decompressor()
@@ -130,6 +160,8 @@ def _checksum(block: bytes) -> bytes:
 
 class BlockDecoder:
     """ClickHouse's own compressed blocks (``decompress=1``), inside another encoding if any."""
+
+    step = 1 << 10
 
     def __init__(self, source: Decoder) -> None:
         self._source = source
@@ -246,11 +278,11 @@ class StoredFeed:
         self._begun = False
 
     def feed(self, data: bytes) -> bytes:
-        return self.frame(self._source.feed(data))
+        return b"".join(map(self.frame, self.decode(data)))
 
-    def decode(self, data: bytes) -> bytes:
+    def decode(self, data: bytes) -> Iterator[bytes]:
         """Decode a piece of the body that is to be framed later. Raises ClickHouseError."""
-        return self._source.feed(data)
+        return decoded(self._source, data)
 
     def frame(self, data: bytes) -> bytes:
         """Frame bytes that are decoded already."""
@@ -324,7 +356,10 @@ class ZstdFeed:
             return 0, ""
         magic = int.from_bytes(data[:4], "little")
         if magic & 0xFFFFFFF0 == 0x184D2A50:
-            return 8 + int.from_bytes(data[4:8], "little"), "frame"
+            size = int.from_bytes(data[4:8], "little")
+            if size > _PIECE:
+                raise _corrupt("zstd: a frame to be skipped is too large")
+            return 8 + size, "frame"
         if magic != self._MAGIC:
             raise _corrupt("zstd: not a zstd frame")
         flags = data[4]

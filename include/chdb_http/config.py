@@ -43,6 +43,10 @@ class Config:
     settings: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
     max_workers: int = 128
+    max_connections: int = 1024
+    receive_timeout: int = 60
+    send_timeout: int = 300
+    stop_timeout: int = 30
     session_timeout: int = 60
     max_session_timeout: int = 3600
 
@@ -66,8 +70,22 @@ KEYS = {
     "settings",
     "server",
     "max_workers",
+    "max_connections",
+    "receive_timeout",
+    "send_timeout",
+    "stop_timeout",
     "session_timeout",
     "max_session_timeout",
+}
+NUMBERS = {
+    "port": 1,
+    "max_workers": 1,
+    "max_connections": 1,
+    "receive_timeout": 1,
+    "send_timeout": 1,
+    "stop_timeout": 0,
+    "session_timeout": 0,
+    "max_session_timeout": 0,
 }
 
 
@@ -131,10 +149,10 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"host: {host} is not a loopback address")
     data = _folder(raw.get("data"), "data")
     numbers = {}
-    for key in ("port", "max_workers", "session_timeout", "max_session_timeout"):
+    for key, least in NUMBERS.items():
         if key in raw:
-            if not isinstance(raw[key], int) or isinstance(raw[key], bool) or raw[key] < 0:
-                raise ConfigError(f"{key}: a whole number is needed")
+            if not isinstance(raw[key], int) or isinstance(raw[key], bool) or raw[key] < least:
+                raise ConfigError(f"{key}: a whole number is needed, at least {least}")
             numbers[key] = raw[key]
     return Config(
         data=data,

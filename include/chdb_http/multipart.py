@@ -11,12 +11,12 @@ from email.parser import BytesParser
 from email.policy import HTTP
 from pathlib import Path
 
-from chdb_http.codec import Decoder
+from chdb_http.codec import Decoder, decoded
 from chdb_http.engine import Connection
 from chdb_http.errors import ClickHouseError
 from chdb_http.sql import quote
 
-MAX_FORM = 256 << 20
+MAX_FORM = 64 << 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -79,11 +79,12 @@ async def read_form(
     """Read a multipart form. Raises ClickHouseError for one too large (bytes) or malformed."""
     body = bytearray(b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n")
     while data := await piece():
-        body += decode.feed(data)
-        if len(body) > MAX_FORM:
-            raise ClickHouseError(
-                161, "QUERY_IS_TOO_LARGE", f"The form is larger than {MAX_FORM} bytes"
-            )
+        for out in decoded(decode, data):
+            body += out
+            if len(body) > MAX_FORM:
+                raise ClickHouseError(
+                    161, "QUERY_IS_TOO_LARGE", f"The form is larger than {MAX_FORM} bytes"
+                )
     decode.finish()
     message = BytesParser(policy=HTTP).parsebytes(bytes(body))
     if not message.is_multipart():

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -29,6 +29,7 @@ from chdb_http.codec import (
     Feed,
     PlainDecoder,
     StoredFeed,
+    decoded,
     decoder,
     encoder,
     feed_for,
@@ -54,7 +55,8 @@ log = logging.getLogger("chdb_http")
 ANSWER_BUFFER = 1 << 20
 ANSWER_PATIENCE = 0.1
 MAX_PREFIX = 1 << 20
-MAX_QUERY = 256 << 20
+SOCKET_TIMEOUT = 209
+MAX_QUERY = 64 << 20
 
 _NOT_SETTINGS = names(
     """query database default_format session_id session_timeout session_check close_session
@@ -136,7 +138,9 @@ class Plan:
     statement: Statement | None = None
     insert: Insert | None = None
     feed: Feed | None = None
+    # What was read with the statement: decoded, and yet to be.
     head: bytes = b""
+    rest: Iterator[bytes] = field(default_factory=lambda: iter(()))
     # The rows of INSERT … VALUES, if they are few enough to be looked through.
     values: bytes | None = None
     externals: list[External] = field(default_factory=list)
@@ -179,14 +183,26 @@ class Run:
 class Body:
     """The request's body as it comes."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, timeout: float) -> None:
         self._receive = receive
+        self._timeout = timeout
         self.done = False
 
     async def next(self) -> bytes:
-        """The next piece; nothing at the end. Raises Disconnected."""
+        """The next piece; nothing at the end.
+
+        Raises Disconnected, and ClickHouseError for a client that sends nothing for too long.
+        """
         while not self.done:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    message = await self._receive()
+            except TimeoutError:
+                raise ClickHouseError(
+                    SOCKET_TIMEOUT,
+                    "SOCKET_TIMEOUT",
+                    f"Nothing of the request's body came for {self._timeout:g} s",
+                ) from None
             if message["type"] == "http.disconnect":
                 raise Disconnected
             self.done = not message.get("more_body", False)
@@ -361,6 +377,8 @@ class Answer:
                     ("Content-Type", "text/plain; charset=UTF-8"),
                     code,
                     ("Content-Length", str(len(body))),
+                    # The rest of a body that does not come is not waited for.
+                    *([("Connection", "close")] if error.code == SOCKET_TIMEOUT else []),
                 ],
             )
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
@@ -482,7 +500,7 @@ class App:
         request = Request(method, path, params, headers, nobody, query_id)
         early = scope.get("extensions", {}).get(EARLY_HEADER)
         answer = Answer(self, request, send, early["send"] if early else None)
-        body = Body(receive)
+        body = Body(receive, self.config.receive_timeout)
         try:
             request.user = self._authenticate(request)
             if method in ("GET", "HEAD") and not params.get("query"):
@@ -553,23 +571,27 @@ class App:
             return Plan(_text(raw), insert=insert, feed=feed_for(encoding, blocks))
         decode = decoder(encoding, blocks)
         text = bytearray(raw + b"\n" if raw else b"")
-        insert = None
-        while True:
+        look = 0
+        piece = b"\0"
+        while piece:
             piece = await body.next()
-            if piece:
-                text += decode.feed(piece)
-            if len(text) <= MAX_PREFIX or not piece:
-                insert = find_insert(bytes(text[:MAX_PREFIX]).decode("latin-1"))
-                if insert and (insert.data < len(text) or not piece):
-                    feed = StoredFeed(decode)
-                    head = bytes(text[insert.data :])
-                    return Plan(_text(text[: insert.data]), insert=insert, feed=feed, head=head)
-            if not piece:
-                break
-            if len(text) > MAX_QUERY:
-                raise ClickHouseError(
-                    161, "QUERY_IS_TOO_LARGE", f"The query is larger than {MAX_QUERY} bytes"
-                )
+            rest = decoded(decode, piece)
+            while (out := next(rest, b"")) or not piece:
+                text += out
+                # Not at every byte of a slow client.
+                if (len(text) >= look and len(text) <= MAX_PREFIX) or not piece:
+                    look = 2 * len(text)
+                    insert = find_insert(bytes(text[:MAX_PREFIX]).decode("latin-1"))
+                    if insert and (insert.data < len(text) or not piece):
+                        statement, head = _text(text[: insert.data]), bytes(text[insert.data :])
+                        feed = StoredFeed(decode)
+                        return Plan(statement, insert=insert, feed=feed, head=head, rest=rest)
+                if not piece:
+                    break
+                if len(text) > MAX_QUERY:
+                    raise ClickHouseError(
+                        161, "QUERY_IS_TOO_LARGE", f"The query is larger than {MAX_QUERY} bytes"
+                    )
         decode.finish()
         return _planned(_text(text))
 
@@ -676,13 +698,25 @@ class App:
                 # What stood with the query is decoded already.
                 head = feed.frame(plan.head) if isinstance(feed, StoredFeed) else plan.head
                 await entrance.write(head)
-            while data := await body.next():
-                if isinstance(feed, StoredFeed) and not feed.cheap:
-                    data = await loop.run_in_executor(self.helpers, feed.feed, data)
-                else:
-                    data = feed.feed(data)
-                if not await entrance.write(data):
-                    return None
+            if isinstance(feed, StoredFeed):
+                pieces = plan.rest
+                while True:
+                    # A small piece may unpack to much: one at a time, and none in the loop's way.
+                    if feed.cheap:
+                        out = next(pieces, None)
+                    else:
+                        out = await loop.run_in_executor(self.helpers, next, pieces, None)
+                    if out is not None:
+                        if not await entrance.write(feed.frame(out)):
+                            return None
+                    elif data := await body.next():
+                        pieces = feed.decode(data)
+                    else:
+                        break
+            else:
+                while data := await body.next():
+                    if not await entrance.write(feed.feed(data)):
+                        return None
             await entrance.write(feed.finish())
         except Disconnected:
             failure = ClickHouseError(
@@ -851,6 +885,11 @@ class App:
             await asyncio.sleep(1)
             await asyncio.get_running_loop().run_in_executor(self.helpers, self.sessions.expire)
 
+    def cancel(self) -> None:
+        """Cancel what runs."""
+        for run in list(self.runs.values()):
+            self.helpers.submit(run.stop, self.engine)
+
     def close(self) -> None:
         """Let running statements end, then close every session."""
         self.stopping = True
@@ -866,11 +905,13 @@ async def _hold_values(plan: Plan, body: Body) -> None:
     if insert is None or insert.format.upper() != "VALUES" or not isinstance(feed, StoredFeed):
         return
     while len(plan.head) <= MAX_PREFIX:
-        data = await body.next()
-        if not data:
+        if out := next(plan.rest, b""):
+            plan.head += out
+        elif data := await body.next():
+            plan.rest = feed.decode(data)
+        else:
             plan.values = plan.head
             return
-        plan.head += feed.decode(data)
 
 
 def _text(raw: bytes | bytearray) -> str:
