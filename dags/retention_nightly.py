@@ -6,7 +6,8 @@ plan over the policy's size waits up to 20 hours for a person: *Required actions
 **It will not** destroy what Great Expectations has not tied out under this plan's id, what a hold
 keeps or what changed since the plan. No control of Airflow opens the gate: a task marked as success
 leaves no verdict on file, and without one the purge refuses. A refused class stops no other.
-Airflow's own traces go by the ladder too, in `forget_traces`.
+Cold files and recalled rows go at the end of their own window in `forget_cold`, Airflow's traces in
+`forget_traces`.
 
 **By hand:** trigger it (parameter `as_of`, never in the future), or `tidemark purge`; to see first
 what would go, `tidemark plan` or the page *Retention*.
@@ -47,6 +48,10 @@ def retention_nightly() -> None:
     def verified() -> None:
         runs.log.info("every class of the plan is verified, or had nothing to go")
 
+    @task
+    def forget_cold() -> list[dict[str, Any]]:
+        return plans.expire()
+
     found, approve, end = plan(), plans.PlanApproval(task_id=plans.APPROVAL), verified()
     resume() >> found >> approve
     before: list[Any] = [found, approve]
@@ -56,6 +61,7 @@ def retention_nightly() -> None:
             before >> proof >> purge(name, proof) >> checked >> end
             before = [found, approve, checked]
     forget_traces()
+    forget_cold()
 
 
 retention_nightly()

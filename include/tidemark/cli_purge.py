@@ -70,6 +70,12 @@ def plan(
                 print(f"blocked: {name}: {reason}")
         for line in report.unfinished:
             print(f"begun and not finished, the next purge goes on: {line}")
+        for own in report.expiring:
+            holds = f", kept by hold {', '.join(map(str, own.held_by))}" if own.held_by else ""
+            print(
+                f"{own.data_class}: {own.of_class} of {own.workspace_id} in {own.month:%Y-%m} is"
+                f" due to go{holds}"
+            )
         for figure in report.darkened:
             print(
                 f"darkens for {figure['workspace_id']}: {figure['figure']} needs"

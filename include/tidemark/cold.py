@@ -51,6 +51,8 @@ READING = {
     "use_hive_partitioning": "0",
 }
 _FILES_AT_ONCE = 100
+#: Of the policy, whose rows are copies.
+CLASSES = ("cold_files", "recalled")
 _MANIFEST_FORMAT = 1
 _MAGIC = b"PAR1"
 _TIERING = ".tiering"
@@ -882,7 +884,7 @@ def is_recalled(connection: Connection, data_class: str, workspace_id: str, day:
     )
 
 
-# -- the end of a file ---------------------------------------------------------------------------
+# -- the end of cold data ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -899,19 +901,20 @@ class Due:
     #: First day of it.
     month: date
     rows: int
-    #: SHA-256 of the file; empty for recalled rows, of which the file remains.
+    #: SHA-256 of the file; empty for recalled rows, which are a copy of one.
     sha256: str
-    #: Ids of the holds that keep it; it goes once there are none.
+    #: Ids of the holds that keep it.
     held_by: tuple[int, ...]
 
 
 def due(connection: Connection, ladder: policy.Policy, as_of: date) -> tuple[Due, ...]:
-    """The cold files of raw classes that are past their window; those of marts have none."""
-    oldest = ladder.classes["cold_files"].oldest_day(as_of)
-    if oldest is None:
-        return ()
+    """Cold files of raw classes past their window, and recalled months past theirs.
+
+    Files of marts have no window. A recall that a killed run left half way is due like others.
+    """
     holds = policy.holds(connection)
-    return tuple(
+    oldest = ladder.classes["cold_files"].oldest_day(as_of)
+    files = [
         Due(
             data_class="cold_files",
             number=file.cold_id,
@@ -920,14 +923,109 @@ def due(connection: Connection, ladder: policy.Policy, as_of: date) -> tuple[Due
             month=file.month,
             rows=file.rows,
             sha256=file.manifest["sha256"] if file.manifest else "",
-            held_by=held_by(holds, file.data_class, file.workspace_id),
+            held_by=_held_by(holds, file.data_class, file.workspace_id),
         )
         for file in _files(connection, "sealed_at is not null", [])
-        if file.table.startswith("raw.") and file.tiered_at.astimezone(UTC).date() < oldest
+        if oldest is not None
+        and file.table.startswith("raw.")
+        and file.tiered_at.astimezone(UTC).date() < oldest
+    ]
+    recalls = [
+        Due(
+            data_class="recalled",
+            number=row["recall_id"],
+            of_class=row["class"],
+            workspace_id=row["workspace_id"],
+            month=row["month"],
+            rows=row["row_count"] or 0,
+            sha256="",
+            held_by=_held_by(holds, row["class"], row["workspace_id"]),
+        )
+        for row in connection.execute(
+            "select recall_id, class, workspace_id, month, row_count from control.recalls"
+            " where removed_at is null and expires_on <= %s order by recall_id",
+            [as_of],
+        )
+    ]
+    return (*recalls, *files)
+
+
+def due_from(document: Mapping[str, Any]) -> Due:
+    """Read one from the ledger's JSON."""
+    return Due(
+        **{
+            **document,
+            "month": date.fromisoformat(document["month"]),
+            "held_by": tuple(document["held_by"]),
+        }
     )
 
 
-def held_by(holds: Iterable[policy.Hold], data_class: str, workspace_id: str) -> tuple[int, ...]:
+def delete(settings: Settings, connection: Connection, own: Due, now: datetime) -> None:
+    """Destroy what is due; nothing happens where it is gone. Only the purge's door calls this.
+
+    Raises:
+        Refused: a hold keeps it, it is another file than was due, or it was recalled again.
+    """
+    what = f"{own.of_class} of {own.workspace_id}, {own.month:%Y-%m}"
+    if _held_by(policy.holds(connection), own.of_class, own.workspace_id):
+        raise Refused(f"{own.data_class}: {what} came on hold after it was due")
+    if own.data_class == "recalled":
+        row = connection.execute(
+            "select expires_on from control.recalls where recall_id = %s and removed_at is null",
+            [own.number],
+        ).fetchone()
+        if row is None:
+            return
+        if row["expires_on"] > now.date():
+            raise Refused(f"recalled: {what} was recalled again until {row['expires_on']}")
+        for table in _recalled_tables(settings, connection, own):
+            drop_recalled(settings, table, own.workspace_id, own.month)
+        connection.execute(
+            "update control.recalls set removed_at = %s where recall_id = %s", [now, own.number]
+        )
+        return
+    for file in _files(connection, "sealed_at is not null and cold_id = %s", [own.number]):
+        if file.manifest is None or file.manifest["sha256"] != own.sha256:
+            raise Refused(f"{file.name} is not the file that was due")
+        _Place(settings).remove(file.path)
+        connection.execute(
+            "update control.cold_files set deleted_at = %s where cold_id = %s", [now, file.cold_id]
+        )
+
+
+def is_gone(settings: Settings, connection: Connection, own: Due) -> bool:
+    """Whether nothing is left of it: no file, no row, no part on the disk."""
+    if own.data_class == "recalled":
+        row = connection.execute(
+            "select removed_at from control.recalls where recall_id = %s", [own.number]
+        ).fetchone()
+        is_removed = row is not None and row["removed_at"] is not None
+        return is_removed and not any(
+            _partitions(settings, table, own.workspace_id, own.month)
+            for table in _recalled_tables(settings, connection, own)
+        )
+    row = connection.execute(
+        "select path from control.cold_files where cold_id = %s and deleted_at is not null",
+        [own.number],
+    ).fetchone()
+    return row is not None and not _Place(settings).exists(row["path"])
+
+
+def recalled(table: str) -> str:
+    """The table that a table's cold rows come back to."""
+    return f"recalled.{table.split('.')[1]}"
+
+
+def drop_recalled(settings: Settings, table: str, workspace_id: str, month: date) -> None:
+    """Drop a workspace's month of a table of `recalled`."""
+    for partition_id in _partitions(settings, table, workspace_id, month):
+        clickhouse.execute(
+            settings, f"alter table {table} drop partition id {literal(partition_id)}"
+        )
+
+
+def _held_by(holds: Iterable[policy.Hold], data_class: str, workspace_id: str) -> tuple[int, ...]:
     """The holds that keep a workspace's cold data; one on a person keeps the whole file."""
     return tuple(
         hold.hold_id
@@ -936,31 +1034,33 @@ def held_by(holds: Iterable[policy.Hold], data_class: str, workspace_id: str) ->
     )
 
 
-def delete(settings: Settings, connection: Connection, own: Due, now: datetime) -> None:
-    """Delete a file that is due; nothing happens where it is gone. Only the purge calls this.
-
-    Raises:
-        Refused: a hold keeps it, or it is another file than was due.
-    """
-    files = _files(connection, "sealed_at is not null and cold_id = %s", [own.number])
-    for file in files:
-        if held_by(policy.holds(connection), file.data_class, file.workspace_id):
-            raise Refused(f"{file.name} is on hold: plan again")
-        if file.manifest is None or file.manifest["sha256"] != own.sha256:
-            raise Refused(f"{file.name} is not the file that was due: plan again")
-        _Place(settings).remove(file.path)
-        connection.execute(
-            "update control.cold_files set deleted_at = %s where cold_id = %s", [now, file.cold_id]
+def _recalled_tables(settings: Settings, connection: Connection, own: Due) -> list[str]:
+    """The tables of `recalled` that may hold the month."""
+    wanted = {
+        recalled(row["table_name"])
+        for row in connection.execute(
+            "select distinct table_name from control.cold_files where class = %s", [own.of_class]
         )
+    }
+    standing = clickhouse.rows(
+        settings,
+        "select concat(database, '.', name) as name from system.tables where database = 'recalled'",
+    )
+    return sorted(wanted & {row["name"] for row in standing})
 
 
-def is_gone(settings: Settings, connection: Connection, own: Due) -> bool:
-    """Whether nothing of a file is left where it lay."""
-    row = connection.execute(
-        "select path from control.cold_files where cold_id = %s and deleted_at is not null",
-        [own.number],
-    ).fetchone()
-    return row is not None and not _Place(settings).exists(row["path"])
+def _partitions(settings: Settings, table: str, workspace_id: str, month: date) -> list[str]:
+    """Ids of a month's partitions, as far as parts of them lie on the disk, dead ones too."""
+    found = clickhouse.rows(
+        settings,
+        "select distinct partition_id as id from system.parts where database = 'recalled'"
+        " and table = {name:String} and partition = {partition:String}",
+        params={
+            "param_name": table.split(".")[1],
+            "param_partition": f"('{workspace_id}',{month:%Y%m})",
+        },
+    )
+    return [row["id"] for row in found]
 
 
 # -- where files lie -----------------------------------------------------------------------------

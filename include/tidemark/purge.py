@@ -25,6 +25,7 @@ from tidemark.postgres import Connection
 PATIENCE = 3600.0
 
 BEGUN, DONE, REFUSED = "step_begun", "step_done", "step_refused"
+EXPIRY_BEGUN, EXPIRY_DONE = "expiry_begun", "expiry_done"
 _SALES = frozenset({"orders", "payments"})
 
 
@@ -67,6 +68,7 @@ class Door:
     connection: Connection
     ladder: policy.Policy
     keyring: Keyring
+    project: building.Project
     clock: Callable[[], datetime]
     note: Callable[[str], None] = lambda _line: None
 
@@ -145,6 +147,35 @@ class Door:
                     reports.append(_report(step, 0, "refused", str(error)))
         return tuple(reports)
 
+    def expire(self, as_of: date) -> tuple[StepReport, ...]:
+        """Destroy cold files and recalled rows whose time is over: their proof is long on file.
+
+        Safe to run again: what a killed run began goes first.
+
+        Raises:
+            Refused: the day has not come yet.
+            TidemarkError: something is left of what was destroyed, or a store does not answer.
+        """
+        refuse_future(as_of, self.clock())
+        began = self._open_expiries()
+        numbers = {(own.data_class, own.number) for own in began}
+        due = [
+            own
+            for own in cold.due(self.connection, self.ladder, as_of)
+            if (own.data_class, own.number) not in numbers
+        ]
+        reports = []
+        for own in (*began, *due):
+            if own.held_by:
+                holds = ", ".join(map(str, own.held_by))
+                reports.append(_expired(own, 0, "held", f"hold {holds}"))
+                continue
+            try:
+                reports.append(self._expire(own, is_begun=own not in due))
+            except Refused as error:
+                reports.append(_expired(own, 0, "held", str(error)))
+        return tuple(reports)
+
     def unfinished(self) -> tuple[str, ...]:
         """The steps that were begun and not ended, a line each."""
         steps = [planning.step_from_dict(begun["step"]) for begun in self._open_steps()]
@@ -168,6 +199,33 @@ class Door:
             for table in orphans(self.settings)
         ]
         return tuple(problems)
+
+    # -- the end of cold data ----------------------------------------------------------------------
+
+    def _expire(self, own: cold.Due, *, is_begun: bool) -> StepReport:
+        what = f"{own.data_class} {own.number}: {own.of_class} of {own.month:%Y-%m}"
+        if not is_begun:
+            self._enter(EXPIRY_BEGUN, asdict(own))
+            self.note(f"{what}: is in the ledger")
+        cold.delete(self.settings, self.connection, own, self.clock())
+        self.note(f"{what}: is deleted")
+        deadline = time.monotonic() + PATIENCE
+        while not cold.is_gone(self.settings, self.connection, own):
+            if time.monotonic() > deadline:
+                raise TidemarkError(f"{what}: something of it is still there")
+            time.sleep(0.2)
+        self._enter(EXPIRY_DONE, {"data_class": own.data_class, "number": own.number})
+        self.note(f"{what}: is gone")
+        return _expired(own, own.rows, "resumed" if is_begun else "done")
+
+    def _open_expiries(self) -> list[cold.Due]:
+        """What was begun and not ended."""
+        done = {(entry["data_class"], entry["number"]) for entry in self._entries(EXPIRY_DONE)}
+        return [
+            cold.due_from(entry)
+            for entry in self._entries(EXPIRY_BEGUN)
+            if (entry["data_class"], entry["number"]) not in done
+        ]
 
     # -- a step ------------------------------------------------------------------------------------
 
@@ -387,7 +445,7 @@ class Door:
                 for group in groups
             ],
         )
-        building.dbt(self.settings, ["snapshot"])
+        self.project.run("snapshot")
         query = self.settings.sql / "purge" / "anonymised.sql"
         for row in clickhouse.rows(self.settings, query.read_text(encoding="utf-8")):
             if row["missing"]:
@@ -427,7 +485,7 @@ class Door:
         self._mark(step, f"{target.table} has its permit")
         arguments = {"plan_id": plan_id, "step_id": step.step_id, "table": target.table}
         macro = "retention_drop_partition" if whole else "retention_delete_rows"
-        building.dbt(self.settings, ["run-operation", macro, "--args", json.dumps(arguments)])
+        self.project.run("run-operation", macro, "--args", json.dumps(arguments))
 
     def _forget_permits(self, step: Step) -> None:
         clickhouse.execute(
@@ -618,6 +676,19 @@ def _report(step: Step, rows: int, status: str, reason: str = "") -> StepReport:
         step.month,
         step.action,
         step.workspaces,
+        rows,
+        status,
+        reason,
+    )
+
+
+def _expired(own: cold.Due, rows: int, status: str, reason: str = "") -> StepReport:
+    return StepReport(
+        f"{own.data_class}:{own.number}",
+        own.data_class,
+        own.month,
+        "delete_file" if own.sha256 else "drop_recall",
+        (own.workspace_id,),
         rows,
         status,
         reason,

@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from tidemark import clickhouse, cold, ledger, policy, privacy
-from tidemark.cold import ColdFile, Column, Due
+from tidemark.cold import ColdFile, Column, recalled
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.flows import Note, warehouse
@@ -21,7 +21,6 @@ from tidemark.plan import identifier, literal
 from tidemark.postgres import Connection
 
 REASON_CHARACTERS = 500
-_DATABASE = "recalled"
 _EXPIRES = "expires_at"
 
 
@@ -159,7 +158,7 @@ class _Recall:
         over = {
             own.number
             for own in cold.due(self.connection, self.ladder, self.as_of)
-            if not own.held_by
+            if own.data_class == "cold_files" and not own.held_by
         }
         if over & {file.cold_id for file in files}:
             raise Refused(f"the cold files of {self._what} are past their window and due to go")
@@ -227,7 +226,7 @@ class _Recall:
             data_class=self.name,
             workspace_id=self.workspace_id,
             month=self.month,
-            tables=tuple(_recalled(table) for table in tables),
+            tables=tuple(recalled(table) for table in tables),
             files=len(files),
             rows=rows,
             erased_rows=erased,
@@ -374,7 +373,7 @@ class _Recall:
 
     def _ready(self, table: str, columns: Sequence[Column]) -> str:
         """The table of `recalled`, made or widened to these columns."""
-        target = _recalled(table)
+        target = recalled(table)
         day = identifier(self.data_class.day)
         described = ", ".join(f"{identifier(own.name)} {own.type}" for own in columns)
         self._run(
@@ -387,9 +386,9 @@ class _Recall:
         types = {
             row["name"]: row["type"]
             for row in self._rows(
-                "select name, type from system.columns where database = {database:String}"
+                "select name, type from system.columns where database = 'recalled'"
                 " and table = {name:String}",
-                {"param_database": _DATABASE, "param_name": target.split(".")[1]},
+                {"param_name": target.split(".")[1]},
             )
         }
         for own in columns:
@@ -408,7 +407,7 @@ class _Recall:
         for row in partitions:
             self._run(f"alter table {target} replace partition id {literal(row['id'])} from {work}")
         if not partitions:
-            _drop(self.settings, target, self.workspace_id, self.month)
+            cold.drop_recalled(self.settings, target, self.workspace_id, self.month)
 
     def _run(self, statement: str, params: dict[str, str] | None = None) -> None:
         clickhouse.execute(self.settings, statement, params=params, timeout=3600)
@@ -420,10 +419,6 @@ class _Recall:
 def _any_of(columns: Sequence[str], erased: str) -> str:
     """SQL that holds where one of the columns is in the only column of a table."""
     return " or ".join(f"{identifier(column)} in (select * from {erased})" for column in columns)
-
-
-def _recalled(table: str) -> str:
-    return f"{_DATABASE}.{table.split('.')[1]}"
 
 
 def _columns(files: Sequence[ColdFile]) -> list[Column]:
@@ -447,102 +442,3 @@ def _expiry(ladder: policy.Policy, as_of: date) -> date:
     if window.unit == "day":
         return as_of + timedelta(days=window.value)
     return policy.months_before(as_of, -window.value)
-
-
-# -- the end of a recall -------------------------------------------------------------------------
-
-
-def due(connection: Connection, as_of: date) -> tuple[Due, ...]:
-    """The recalled months whose time is over, those too that a killed run left half way."""
-    holds = policy.holds(connection)
-    return tuple(
-        Due(
-            data_class="recalled",
-            number=row["recall_id"],
-            of_class=row["class"],
-            workspace_id=row["workspace_id"],
-            month=row["month"],
-            rows=row["row_count"] or 0,
-            sha256="",
-            held_by=cold.held_by(holds, row["class"], row["workspace_id"]),
-        )
-        for row in connection.execute(
-            "select recall_id, class, workspace_id, month, row_count from control.recalls"
-            " where removed_at is null and expires_on <= %s order by recall_id",
-            [as_of],
-        ).fetchall()
-    )
-
-
-def delete(settings: Settings, connection: Connection, own: Due, now: datetime) -> None:
-    """Drop a recalled month; nothing happens where it is gone. Only the purge calls this.
-
-    Raises:
-        Refused: a hold keeps it, or it was recalled again meanwhile.
-    """
-    if cold.held_by(policy.holds(connection), own.of_class, own.workspace_id):
-        raise Refused(f"recall {own.number} is on hold: plan again")
-    row = connection.execute(
-        "select expires_on, removed_at from control.recalls where recall_id = %s", [own.number]
-    ).fetchone()
-    if row is None or row["removed_at"] is not None:
-        return
-    if row["expires_on"] > now.date():
-        raise Refused(f"recall {own.number} runs until {row['expires_on']}: plan again")
-    for table in _tables(settings, connection, own):
-        _drop(settings, table, own.workspace_id, own.month)
-    connection.execute(
-        "update control.recalls set removed_at = %s where recall_id = %s", [now, own.number]
-    )
-
-
-def is_gone(settings: Settings, connection: Connection, own: Due) -> bool:
-    """Whether no row and no part of a recalled month is left."""
-    row = connection.execute(
-        "select removed_at from control.recalls where recall_id = %s", [own.number]
-    ).fetchone()
-    return (
-        row is not None
-        and row["removed_at"] is not None
-        and not any(
-            _partitions(settings, table, own.workspace_id, own.month)
-            for table in _tables(settings, connection, own)
-        )
-    )
-
-
-def _tables(settings: Settings, connection: Connection, own: Due) -> list[str]:
-    """The tables of `recalled` that may hold the month."""
-    wanted = {
-        _recalled(row["table_name"])
-        for row in connection.execute(
-            "select distinct table_name from control.cold_files where class = %s", [own.of_class]
-        )
-    }
-    standing = clickhouse.rows(
-        settings,
-        "select concat(database, '.', name) as name from system.tables where database = 'recalled'",
-    )
-    return sorted(wanted & {row["name"] for row in standing})
-
-
-def _partitions(settings: Settings, table: str, workspace_id: str, month: date) -> list[str]:
-    """Ids of a month's partitions, as far as parts of them lie on the disk, dead ones too."""
-    database, name = table.split(".")
-    partition = f"('{workspace_id}',{month:%Y%m})"
-    found = clickhouse.rows(
-        settings,
-        "select distinct partition_id as id from system.parts where database = {database:String}"
-        " and table = {name:String} and partition = {partition:String}",
-        params={
-            "param_database": database, "param_name": name, "param_partition": partition,
-        },
-    )  # fmt: skip
-    return [row["id"] for row in found]
-
-
-def _drop(settings: Settings, table: str, workspace_id: str, month: date) -> None:
-    for partition_id in _partitions(settings, table, workspace_id, month):
-        clickhouse.execute(
-            settings, f"alter table {table} drop partition id {literal(partition_id)}"
-        )

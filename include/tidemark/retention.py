@@ -94,6 +94,8 @@ class PlanReport:
     blocked: dict[str, tuple[str, ...]]
     #: Steps that an interrupted run began and the next one finishes.
     unfinished: tuple[str, ...]
+    #: Cold files and recalled rows whose time is over.
+    expiring: tuple[cold.Due, ...] = ()
     #: Figures that the windows asked about would darken; empty without such a question.
     darkened: tuple[dict[str, Any], ...] = ()
 
@@ -107,6 +109,7 @@ class PlanReport:
                 for reason in reasons
             ],
             "unfinished": list(self.unfinished),
+            "expiring": [asdict(own) for own in self.expiring],
             "darkened": list(self.darkened),
         }
 
@@ -130,8 +133,8 @@ class PurgeReport:
 
     @property
     def rows(self) -> int:
-        """Rows destroyed."""
-        return sum(step.rows for step in self.steps)
+        """Rows destroyed, without copies of rows that went before."""
+        return sum(step.rows for step in self.steps if step.data_class not in cold.CLASSES)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON document."""
@@ -194,6 +197,7 @@ def plan(
             found,
             {name: lines for name, lines in blocked.items() if lines},
             door.unfinished(),
+            cold.due(connection, ladder, as_of),
             darkened,
         )
 
@@ -258,6 +262,20 @@ def resume(
             ledger.copy_head(settings, connection, clock())
 
 
+def expire(
+    settings: Settings, *, as_of: date, clock: Clock, note: Note = lambda _: None
+) -> tuple[purging.StepReport, ...]:
+    """Destroy cold files and recalled rows whose time is over; see `purge.Door.expire`."""
+    ladder = policy.read(settings)
+    with warehouse(settings, note) as connection:
+        door = _door(settings, connection, ladder, clock, note)
+        try:
+            ledger.copy_head(settings, connection, clock())
+            return door.expire(as_of)
+        finally:
+            ledger.copy_head(settings, connection, clock())
+
+
 def verify(
     settings: Settings, found: Plan, *, clock: Clock, note: Note = lambda _: None
 ) -> tuple[str, ...]:
@@ -308,6 +326,7 @@ def purge(
                 steps += door.purge(
                     found, verdicts, as_of=as_of, approved_by=approved_by, only=name
                 )
+            steps += door.expire(as_of)
             problems = door.verify(found)
         finally:
             ledger.copy_head(settings, connection, clock())
@@ -364,7 +383,7 @@ def _publish_holds(settings: Settings, connection: Connection) -> None:
         for row in connection.execute(
             "select hold_id, workspace_id, class, subject from control.holds,"
             " unnest(subject_hashes) as subject"
-            " where released_at is null order by hold_id, subject collate \"C\""
+            ' where released_at is null order by hold_id, subject collate "C"'
         )
     ]
     known = clickhouse.rows(
@@ -402,4 +421,5 @@ def _door(
     settings: Settings, connection: Connection, ladder: Policy, clock: Clock, note: Note
 ) -> purging.Door:
     keyring = Keyring.from_settings(settings)
-    return purging.Door(settings, connection, ladder, keyring, clock, note)
+    project = building.Project(settings)
+    return purging.Door(settings, connection, ladder, keyring, project, clock, note)

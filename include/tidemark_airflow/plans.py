@@ -118,6 +118,15 @@ def purge(name: str, verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return _told(steps)
 
 
+def expire() -> list[dict[str, Any]]:
+    """Destroy cold files and recalled rows whose time is over."""
+    as_of = runs.as_of(get_current_context())
+    with runs.refusal_is_final():
+        return _told(
+            retention.expire(runs.settings(), as_of=as_of, clock=runs.clock, note=runs.log.info)
+        )
+
+
 def verify() -> None:
     """Read the stores again for what this run's plan has destroyed.
 

@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 
 from homes import Warehouse, new_home
-from tidemark import clickhouse, cold, engines, ledger, policy, postgres, recall
+from tidemark import clickhouse, cold, engines, ledger, policy, postgres, recall, retention
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
@@ -699,18 +699,18 @@ def test_a_recall_expires_and_says_when(house: House, payments: Step) -> None:
         {"day": report.expires_on.isoformat()}
     ]
     with postgres.connect(house.settings, autocommit=True) as connection:
-        assert recall.due(connection, report.expires_on - timedelta(days=1)) == ()
-        (due,) = recall.due(connection, report.expires_on)
+        assert cold.due(connection, house.ladder, report.expires_on - timedelta(days=1)) == ()
+        (due,) = cold.due(connection, house.ladder, report.expires_on)
         assert cold.is_recalled(connection, "payments", "bolt", date(2024, 3, 9))
         assert not cold.is_recalled(connection, "payments", "bolt", date(2024, 4, 1))
         assert not cold.is_recalled(connection, "payments", "acme", date(2024, 3, 9))
-        assert not recall.is_gone(house.settings, connection, due)
+        assert not cold.is_gone(house.settings, connection, due)
         later = _noon(report.expires_on)
         for _ in range(2):
-            recall.delete(house.settings, connection, due, later)
-        assert recall.due(connection, report.expires_on) == ()
+            cold.delete(house.settings, connection, due, later)
+        assert cold.due(connection, house.ladder, report.expires_on) == ()
         assert not cold.is_recalled(connection, "payments", "bolt", date(2024, 3, 9))
-        assert _in_the_end(lambda: recall.is_gone(house.settings, connection, due))
+        assert _in_the_end(lambda: cold.is_gone(house.settings, connection, due))
     for table in report.tables:
         assert house.rows(f"select count() as n from {table}") == [{"n": 0}]
     # It can be brought back again: the files are there.
@@ -837,7 +837,7 @@ def test_killed_while_recalling_the_rerun_leaves_what_calm_leaves(
         with postgres.connect(house.settings) as connection:
             # Half a recall is none, and ends by itself.
             assert not cold.is_recalled(connection, "payments", "acme", OLD_MONTH)
-            assert len(recall.due(connection, AS_OF + timedelta(days=365))) == 1
+            assert len(cold.due(connection, house.ladder, AS_OF + timedelta(days=99))) == 1
         report = house.recall("payments", "acme", OLD_MONTH)
         assert (report.rows, report.erased_rows) == (320, 80), (where, name, nth)
         assert house.rows("select count() as n from recalled.payments") == [{"n": 160}]
@@ -1012,6 +1012,87 @@ def test_cold_files_of_raw_rows_go_at_the_end_of_their_window(house: House, paym
         house.recall("payments", "acme", OLD_MONTH)
 
 
+def _expire(house: House, as_of: date) -> list[tuple[str, str, int]]:
+    """What the purge's door says of cold data on a day."""
+    found = retention.expire(house.settings, as_of=as_of, clock=lambda: _noon(as_of))
+    return sorted((step.action, step.status, step.rows) for step in found)
+
+
+def test_the_door_destroys_cold_data_whose_time_is_over(house: House, payments: Step) -> None:
+    house.purge(payments)
+    house.recall("payments", "acme", OLD_MONTH)
+    assert _expire(house, AS_OF) == []
+    assert len(house.files) == 8
+    document = house.warehouse.run("plan", "--as-of", AS_OF.isoformat(), "--json").json
+    assert document["expiring"] == []
+    assert _expire(house, AS_OF + timedelta(days=40)) == [("drop_recall", "done", 400)]
+    assert house.rows("select count() as n from recalled.payments") == [{"n": 0}]
+    end = date(2027, 11, 21)
+    assert _expire(house, end) == [("delete_file", "done", 200)] * 4
+    assert house.files == set()
+    assert _expire(house, end) == []
+    with postgres.connect(house.settings) as connection:
+        kinds = [
+            entry.kind
+            for entry in ledger.stored(connection, "expiry_begun", "expiry_done")
+            if isinstance(entry, ledger.Entry)
+        ]
+        assert kinds[-10:] == ["expiry_begun", "expiry_done"] * 5
+        assert ledger.verify(house.settings, connection) == ()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_an_expiry_that_was_interrupted_is_finished(house: House, payments: Step, nth: int) -> None:
+    house.purge(payments)
+    end = date(2027, 11, 21)
+    boundaries = 0
+
+    class Stopped(Exception):
+        """Stands for a kill: nothing of the door runs after it."""
+
+    def stop(_line: str) -> None:
+        nonlocal boundaries
+        boundaries += 1
+        if boundaries == nth:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        retention.expire(house.settings, as_of=end, clock=lambda: _noon(end), note=stop)
+    found = _expire(house, end)
+    done = {1: 4, 2: 4, 3: 3}[nth]
+    assert len(found) == done
+    assert house.files == set()
+    assert _expire(house, end) == []
+    with postgres.connect(house.settings) as connection:
+        begun, ended = (
+            [
+                (entry.document["data_class"], entry.document["number"])
+                for entry in ledger.stored(connection, kind)
+                if isinstance(entry, ledger.Entry)
+            ]
+            for kind in ("expiry_begun", "expiry_done")
+        )
+    # Each once: nothing is begun twice, and all that was begun has ended.
+    assert sorted(begun) == sorted(ended)
+    assert len(set(begun)) == len(begun)
+
+
+def test_the_door_keeps_cold_data_on_hold(house: House, payments: Step) -> None:
+    house.purge(payments)
+    house.ledger(
+        "insert into control.holds (workspace_id, reason, added_at) values ('acme', 'case 18', %s)",
+        [NOW],
+    )
+    end = date(2027, 11, 21)
+    assert (
+        _expire(house, end) == [("delete_file", "done", 200)] * 2 + [("delete_file", "held", 0)] * 2
+    )
+    assert {path.split("/")[1] for path in house.files} == {"acme"}
+    house.ledger("update control.holds set released_at = %s", [NOW])
+    assert _expire(house, end) == [("delete_file", "done", 200)] * 2
+    assert house.files == set()
+
+
 def test_files_past_their_window_are_not_brought_back(house: House, payments: Step) -> None:
     house.purge(payments)
     with pytest.raises(Refused, match="past their window"):
@@ -1031,14 +1112,14 @@ def test_a_hold_keeps_cold_files_and_recalled_rows(
     )
     later = date(2027, 12, 1)
     with postgres.connect(house.settings, autocommit=True) as connection:
-        due = [*cold.due(connection, house.ladder, later), *recall.due(connection, later)]
+        due = cold.due(connection, house.ladder, later)
+        assert {own.data_class for own in due} == {"cold_files", "recalled"}
         held = {own.workspace_id: own.held_by for own in due}
         assert held == {"acme": (hold["hold_id"],), "bolt": ()}
         for own in due:
             if own.workspace_id == "acme":
-                module = cold if own.data_class == "cold_files" else recall
                 with pytest.raises(Refused, match="on hold"):
-                    module.delete(house.settings, connection, own, _noon(later))
+                    cold.delete(house.settings, connection, own, _noon(later))
     assert {path.split("/")[1] for path in house.files} == {"acme", "bolt"}
     assert house.rows("select count() as n from recalled.payments") == [{"n": 200}]
     # Held files may still be brought back.
