@@ -357,9 +357,10 @@ class Dbt:
 
     def purge(self, days: Iterable[tuple[str, str, date]]) -> None:
         """Take these days' rows of raw and of the facts, as the purge's steps do."""
+        closed = set(days)
         closing = [
             {"workspace_id": workspace, "measure_group": group, "local_date": day}
-            for workspace, group, day in days
+            for workspace, group, day in closed
         ]
         self.insert("retention.frozen_days", closing)
         self.insert("retention.expiring_days", closing)
@@ -381,9 +382,7 @@ class Dbt:
         self._delete("intermediate.int_orders", "measure_group", "date_day")
         self._delete("intermediate.int_refunds", "'refunds'", "date_day")
         self.execute("truncate table retention.expiring_days")
-        self.frozen |= {
-            (day["workspace_id"], day["measure_group"], day["local_date"]) for day in closing
-        }
+        self.frozen |= closed
 
     def _delete(self, table: str, group: str, day: str) -> None:
         self.execute(

@@ -117,6 +117,7 @@ def load(
 
 
 def _before_load(settings: Settings, connection: Connection) -> None:
+    frozen.publish(settings, connection, policy.read(settings))
     building.seed(settings)
     reference.refresh_geo(settings)
     building.sync_workspaces(settings, connection)
@@ -192,6 +193,7 @@ def _open(
     """Publish what is to be built where dbt reads it; None where nothing is due."""
     ladder = policy.read(settings)
     coverage.check(settings, ladder)
+    frozen.publish(settings, connection, ladder)
     wanted = building.scope(connection, ladder, from_date, to_date)
     if not wanted.days:
         return None

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
+from tidemark import clickhouse
+from tidemark.config import Settings
 from tidemark.policy import Policy
 from tidemark.postgres import Connection
 
@@ -80,19 +82,62 @@ def closed(
     )
 
 
+def publish(settings: Settings, connection: Connection, ladder: Policy) -> None:
+    """Close every purged day where load and dbt look for it.
+
+    The purge does so itself; one that was killed between the two stores, or a store that came back
+    from a backup, must not leave a day open that the ledger has closed.
+    """
+    known = {
+        (row["workspace_id"], row["measure_group"]): int(row["days"])
+        for row in clickhouse.rows(
+            settings,
+            "select workspace_id, measure_group, uniqExact(local_date) as days"
+            " from retention.frozen_days group by workspace_id, measure_group",
+        )
+    }
+    for row in connection.execute(
+        "select class, workspace_id, count(*) as days from control.purge_ledger group by 1, 2"
+    ).fetchall():
+        own = _groups(ladder, row["class"])
+        if all(known.get((row["workspace_id"], group), 0) >= row["days"] for group in own):
+            continue
+        days = connection.execute(
+            "select local_date from control.purge_ledger where class = %s and workspace_id = %s",
+            [row["class"], row["workspace_id"]],
+        ).fetchall()
+        clickhouse.insert_rows(
+            settings,
+            "retention.frozen_days",
+            [
+                {
+                    "workspace_id": row["workspace_id"],
+                    "measure_group": group,
+                    "local_date": day["local_date"].isoformat(),
+                }
+                for day in days
+                for group in own
+            ],
+        )
+
+
 def groups(
     connection: Connection, ladder: Policy, days: Iterable[tuple[str, date]]
 ) -> set[tuple[str, str, date]]:
     """The workspaces, measure groups and days that are closed for ever among these days."""
     pairs = sorted(set(days))
-    every = {group for own in ladder.classes.values() for group in own.measures.values()}
     found = set()
     for row in connection.execute(
         "select class, workspace_id, local_date from control.purge_ledger"
         " where (workspace_id, local_date) in (select * from unnest(%s::text[], %s::date[]))",
         [[workspace_id for workspace_id, _ in pairs], [day for _, day in pairs]],
     ):
-        # A mart that is purged has nothing to be rebuilt into.
-        own = ladder.classes[row["class"]].measures.values() or every
+        own = _groups(ladder, row["class"])
         found |= {(row["workspace_id"], group, row["local_date"]) for group in own}
     return found
+
+
+def _groups(ladder: Policy, name: str) -> set[str]:
+    """The measure groups that a class closes: a mart that is purged can take none any more."""
+    every = {group for own in ladder.classes.values() for group in own.measures.values()}
+    return set(ladder.classes[name].measures.values()) or every - {"fx"}

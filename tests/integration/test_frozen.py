@@ -252,3 +252,17 @@ def test_dbt_by_hand_leaves_purged_days_as_they_are(purged: Warehouse) -> None:
     with pytest.raises(TidemarkError, match="--full-refresh is refused"):
         building.dbt(purged.settings, ["run", "--full-refresh"])
     assert figures(purged) == before
+
+
+def test_what_the_ledger_has_closed_is_closed_to_a_load_that_finds_it_open(
+    purged: Warehouse,
+) -> None:
+    """As where a purge was killed between the two stores, or one of them was restored."""
+    query = "select distinct workspace_id, measure_group, local_date from retention.frozen_days"
+    before = rows(purged, f"{query} order by all")
+    assert before
+    clickhouse.execute(purged.settings, "truncate table retention.frozen_days")
+    history.put(purged, "pixel/shop", date(2026, 11, 12), [history.pixel(OLD[0], 40, "x")], "late")
+    loaded = purged.run("load", "--as-of", "2024-10-05", "--json").json
+    assert (loaded["stored"], loaded["quarantined"]) == (0, 1)
+    assert rows(purged, f"{query} order by all") == before
