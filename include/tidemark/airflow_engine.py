@@ -30,6 +30,8 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 }
 _PASSWORDS = "airflow_passwords.json"
 _HEARTBEAT_SECONDS = 30.0
+# Three processes of some seconds of imports each, on a machine that may be busy.
+_START_SECONDS = 240.0
 _STOP_SECONDS = 30.0
 
 
@@ -42,7 +44,7 @@ def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> l
         note: receives one line per step, for people; a password that is new, and only then.
 
     Raises:
-        TidemarkError: a process cannot start or does not answer within a minute.
+        TidemarkError: a process cannot start or does not answer within four minutes.
     """
     if settings.profile == "cluster":
         return []
@@ -56,7 +58,9 @@ def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> l
         for part in parts:
             part.start()
         for part in parts:
-            processes.wait_ready(part.name, part.is_running, part.answers, part.log)
+            processes.wait_ready(
+                part.name, part.is_running, part.answers, part.log, seconds=_START_SECONDS
+            )
     return status(settings)
 
 

@@ -121,19 +121,24 @@ def spawn(
 
 
 def wait_ready(
-    name: str, is_alive: Callable[[], bool], answers: Callable[[], bool], log: Path
+    name: str,
+    is_alive: Callable[[], bool],
+    answers: Callable[[], bool],
+    log: Path,
+    *,
+    seconds: float = _START_SECONDS,
 ) -> None:
     """Wait until it answers.
 
     Raises:
-        TidemarkError: it ended, or does not answer within a minute.
+        TidemarkError: it ended, or does not answer within so many seconds.
     """
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + seconds
     while not answers():
         if not is_alive():
             raise TidemarkError(f"{name} stopped while starting: {_last_line(log)} (see {log})")
         if time.monotonic() > deadline:
-            raise TidemarkError(f"{name} does not answer after {_START_SECONDS:.0f} s: see {log}")
+            raise TidemarkError(f"{name} does not answer after {seconds:.0f} s: see {log}")
         time.sleep(0.05)
 
 
