@@ -3,8 +3,9 @@
 # system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
-.PHONY: help demo test up down lint docs bench lock
+.PHONY: help demo test up down lint docs bench faults lock
 PYTHON ?= python3.11
+KILLS ?= 300
 UV := .uv/bin/uv
 UV_VERSION := 0.13.8
 
@@ -32,6 +33,9 @@ docs: .venv/.installed  ## build the dbt docs site
 
 bench: .venv/.installed  ## measure, print a table and keep it in bench/results/
 	.venv/bin/python -m bench
+
+faults: .venv/.installed  ## kill the purge again and again, and see that nothing is lost
+	PYTHONPATH=tests .venv/bin/python -m faults --kills $(KILLS)
 
 # uv comes from the package index like everything else, into a corner of its own.
 $(UV):

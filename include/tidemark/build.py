@@ -305,7 +305,12 @@ def dbt(
         TidemarkError: a node failed; the message names each with its error.
     """
 
+    said: list[str] = []
+
     def heard(event: Any) -> None:
+        # A macro that was run alone is no node, and its error is told this way only.
+        if event.info.name == "RunningOperationCaughtError":
+            said.append(event.data.exc)
         if finished is not None and event.info.name == "NodeFinished":
             node, result = event.data.node_info, event.data.run_result
             finished(
@@ -322,16 +327,27 @@ def dbt(
             result.node.unique_id,
         )
         for result in getattr(outcome.result, "results", None) or []
-        # What ran a macro alone is no node.
         if hasattr(result, "node")
     ]
     if not outcome.success:
         broken = [run for run in runs if run.status in ("error", "fail", "runtime error")]
         text = "; ".join(f"{run.name}: {_first_lines(run.message)}" for run in broken)
-        raise TidemarkError(
-            f"dbt {arguments[0]} failed: {text or _first_lines(str(outcome.exception))}"
-        )
+        told = text or _first_lines("\n".join(said) or str(outcome.exception))
+        raise TidemarkError(f"dbt {arguments[0]} failed: {told}")
     return runs
+
+
+class Project:
+    """The dbt project for several commands in a row, read once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._manifest: Manifest | None = None
+
+    def run(self, *arguments: str) -> None:
+        """Run a command of dbt; raises as `dbt` does."""
+        self._manifest = self._manifest or parse(self._settings)
+        dbt(self._settings, arguments, manifest=self._manifest)
 
 
 def parse(settings: Settings) -> "Manifest":
@@ -363,7 +379,8 @@ def _invoke(
         "--target", target,
         "--target-path", str(folder / "target"),
         "--log-path", str(settings.logs / "dbt"),
-        "--quiet",
+        # The caller tells what failed; stdout is for its own document.
+        "--log-level", "none", "--log-level-file", "debug",
     ]  # fmt: skip
     # dbt's files are as closed as the rest of the home.
     umask = os.umask(0o077)
