@@ -392,16 +392,18 @@ def _subject_conditions(
         "(select workspace_id, subject from retention.held_subjects"
         f" where class in ({literal(name)}, ''))"
     )
-    own = [column for column in data_class.subjects if column in ladder.columns.get(table, {})]
-    for column in own:
-        yield f"(workspace_id, {identifier(column)}) in {held}"
+
+    def people(of: str) -> Iterator[str]:
+        for column in data_class.subjects:
+            if column in ladder.columns.get(of, {}):
+                yield f"(workspace_id, {identifier(column)}) in {held}"
+
+    yield from people(table)
     link = data_class.subject_links.get(table)
     if link is not None:
         keys = ", ".join(identifier(column) for column in ("workspace_id", *link.columns))
-        people = " or ".join(
-            f"(workspace_id, {identifier(column)}) in {held}" for column in data_class.subjects
-        )
-        yield f"({keys}) in (select {keys} from {link.table} where {people})"
+        for other in link.tables:
+            yield f"({keys}) in (select {keys} from {other} where {' or '.join(people(other))})"
 
 
 def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:

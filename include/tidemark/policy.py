@@ -123,9 +123,9 @@ class Source(_Strict):
 class SubjectLink(_Strict):
     """Where the person of a row is found that does not name one itself."""
 
-    #: A table of the same class whose rows name people.
-    table: str
-    #: Columns of both tables that lead from one row to the other, within a workspace.
+    #: Tables with some of the class's columns `subjects`.
+    tables: Names
+    #: Columns that lead from one row to the other, within a workspace.
     columns: Names
 
 
@@ -314,12 +314,16 @@ class Policy(_Strict):
                 )
         for table, link in own.subject_links.items():
             at_link = (*at, "subject_links", table)
-            if table not in (*own.tables, *own.derived) or link.table not in own.tables:
-                yield at_link, "both tables must be the class's"
-            for column in link.columns:
-                for side in (table, link.table):
-                    if column not in self.columns.get(side, {}):
+            if table not in own.tables:
+                yield at_link, "the table must be the class's"
+            for side in (table, *link.tables):
+                known = self.columns.get(side, {})
+                for column in link.columns:
+                    if column not in known:
                         yield at_link, f"{column} is no column of {side} under columns"
+            for side in link.tables:
+                if not set(own.subjects) & self.columns.get(side, {}).keys():
+                    yield at_link, f"{side} has none of the subjects"
 
     def _faults_of_columns(
         self, owners: dict[str, str]

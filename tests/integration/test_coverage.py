@@ -140,7 +140,7 @@ def test_nothing_is_written_where_a_contract_promises_an_unlisted_column(
         (
             "    derived: [intermediate.int_email_orders, intermediate.int_email_refunds]\n",
             "    derived: [intermediate.int_email_refunds]\n",
-            "subject_links",
+            "int_email_orders.event_id may tell",
         ),
     ],
 )

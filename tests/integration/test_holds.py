@@ -8,7 +8,7 @@ import pytest
 
 from homes import Warehouse
 from landings import Tenant, changed, fixture, tenant
-from tidemark import keys, policy, postgres, privacy
+from tidemark import clickhouse, keys, plan, policy, postgres, privacy, retention
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 PERSON = "grace@example.org"
@@ -166,3 +166,59 @@ def test_a_subject_is_found_wherever_the_load_put_them(
     assert profile
     assert {row.split()[0] for row in profile} == {"raw.email_events"}
     assert found("nobody@example.org") == set()
+
+
+def test_a_held_persons_refund_is_found_by_its_order_purged_or_not(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    settings = warehouse.settings
+    shop = tenant(warehouse, tmp_path)
+    shop.load_lines("shopify_orders", fixture("shopify_orders"))
+    refunds = shop.rows(
+        "select refunds.refund_id as refund_id, refunds.order_key as order_key,"
+        " orders.customer_key as customer_key from raw.order_refunds as refunds"
+        " inner join raw.orders as orders on refunds.workspace_id = orders.workspace_id"
+        " and refunds.order_key = orders.order_key"
+        " where refunds.workspace_id = {workspace} and orders.customer_key != ''"
+    )
+    assert refunds
+    person = refunds[0]["customer_key"]
+    ladder = policy.read(settings)
+
+    def held() -> set[str]:
+        with postgres.connect(settings) as connection:
+            connection.execute(
+                "update control.holds set subject_hashes = array[%s] where hold_id = %s",
+                [person, hold["hold_id"]],
+            )
+            retention._publish_holds(settings, connection)
+            condition = plan.held_condition(
+                ladder, "orders", "raw.order_refunds", policy.holds(connection)
+            )
+            connection.rollback()
+        return {
+            row["refund_id"]
+            for row in shop.rows(
+                "select refund_id from raw.order_refunds"
+                f" where workspace_id = {{workspace}} and {condition}"
+            )
+        }
+
+    hold = _add(shop, "--class", "orders", "--subject", "whoever-it-is")
+    theirs = {row["refund_id"] for row in refunds if row["customer_key"] == person}
+    assert held() == theirs
+    # The order goes, and its anonymised fact stays.
+    for order_key in {row["order_key"] for row in refunds if row["customer_key"] == person}:
+        clickhouse.execute(
+            settings,
+            "insert into anonymised.orders (workspace_id, source, order_key, customer_key)"
+            f" values ('{shop.workspace_id}', 'shopify_orders', '{order_key}', '{person}')",
+        )
+    clickhouse.execute(
+        settings,
+        f"alter table raw.orders delete where workspace_id = '{shop.workspace_id}'"
+        " settings mutations_sync = 2",
+    )
+    assert held() == theirs
+    warehouse.run("hold", "release", str(hold["hold_id"]))
+    assert held() == set()
