@@ -12,7 +12,7 @@ UV_VERSION := 0.13.8
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
 
-demo: .venv/.installed  ## install, load 14 months of three workspaces, build, tie out, show
+demo: .venv/.installed  ## install, load 14 months of three workspaces, build, tie out, purge, show
 	.venv/bin/tidemark demo
 
 test: .venv/.installed  ## install if needed and run every test

@@ -17,6 +17,7 @@ from tidemark.cli_backfill import backfill
 from tidemark.cli_cold import recall
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.cli_retention import hold_app, override_app
+from tidemark.cli_roles import roles
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.output import emit, load_table, note, print_rows, progress_bar, to_json
@@ -33,6 +34,7 @@ app.add_typer(workspace_app, name="workspace")
 app.add_typer(override_app, name="override")
 app.add_typer(hold_app, name="hold")
 app.command()(audit)
+app.command()(roles)
 app.command()(recall)
 app.command()(backfill)
 
@@ -267,17 +269,17 @@ app.command()(cli_purge.purge)
 
 @app.command()
 def demo(as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
-    """Start the engines, invent 14 months of three shops, load, build, tie out, and show it."""
-    from tidemark import engines, flows, gate, showcase
+    """Start the engines, invent 14 months of three shops, load, build, purge, and show it."""
+    from tidemark import engines, gate, showcase
 
     settings = Settings.from_env()
     engines.up(settings, note=note)
     with progress_bar("loading") as track:
-        report = flows.demo(
+        report = showcase.run(
             settings,
             as_of=as_of_date(as_of),
             clock=lambda: datetime.now(UTC),
-            gate=gate.tie_out,
+            gate=gate,
             note=note,
             track=track,
         )

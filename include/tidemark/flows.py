@@ -1,6 +1,5 @@
 """What the command line and the DAGs run: each flow takes the warehouse's lock and its clock."""
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -456,76 +455,6 @@ def backfill(
     if build_report.closed:
         raise RangeClosed(build_report.closed, report)
     return report
-
-
-@dataclass(frozen=True, slots=True)
-class DemoReport:
-    """What the demonstration loaded and built."""
-
-    as_of: date
-    loads: tuple[loading.Report, ...]
-    build: BuildReport
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as one JSON document."""
-        return {
-            "as_of": self.as_of,
-            "loads": [load.as_dict() for load in self.loads],
-            "build": self.build.as_dict(),
-        }
-
-
-def demo(
-    settings: Settings,
-    *,
-    as_of: date,
-    clock: Callable[[], datetime],
-    gate: Gate,
-    note: Note = lambda _: None,
-    track: loading.Track = lambda _total: lambda _bytes: None,
-) -> DemoReport:
-    """Make 14 months of three invented shops, load, build and tie out. Safe to run again.
-
-    Raises:
-        UsageError: landing is a URL: the demonstration writes to a folder.
-        TidemarkError: a store does not answer, dbt failed, or the gate found a difference.
-    """
-    from tidemark import demo as invented
-    from tidemark import workspaces
-
-    landing = settings.landing_path
-    with postgres.connect(settings) as connection:
-        for tenant in invented.WORKSPACES:
-            workspaces.add(
-                connection,
-                settings,
-                workspaces.Workspace(
-                    tenant.workspace_id,
-                    tenant.timezone,
-                    tenant.currency,
-                    tenant.plan,
-                    tenant.revenue_source,
-                ),
-                clock(),
-            )
-    note("inventing 14 months of three shops")
-    recent = settings.tmp / "demo"
-    shutil.rmtree(recent, ignore_errors=True)
-    summary = invented.write_landing(landing, as_of, recent=recent)
-    # The past is loaded as of its own last day: seen from today its first month has already left
-    # the pixel's window, and would be refused instead of purged.
-    note(f"loading the history up to {summary.history_as_of}")
-    history = load(settings, as_of=summary.history_as_of, now=clock(), note=note, track=track)
-    for file in sorted(path for path in recent.rglob("*") if path.is_file()):
-        target = landing / file.relative_to(recent)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, target)
-    note(f"loading the daily deliveries up to {as_of}")
-    daily = load(settings, as_of=as_of, now=clock(), note=note, track=track)
-    note("building the marts and tying them out")
-    return DemoReport(
-        as_of, (history, daily), build(settings, as_of=as_of, clock=clock, gate=gate, note=note)
-    )
 
 
 def docs(settings: Settings) -> Path:

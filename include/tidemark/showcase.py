@@ -1,14 +1,20 @@
-"""What the demonstration prints: the marts, the accounting, the proof, and where to look next."""
+"""The demonstration: three invented shops from landing to purge, and what it prints of them."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime
+from types import ModuleType
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tidemark import clickhouse
+from tidemark import clickhouse, flows, postgres, retention, workspaces
+from tidemark import demo as invented
+from tidemark import load as loading
 from tidemark.config import Settings
-from tidemark.flows import DemoReport
 
 _DAYS = """
 select
@@ -49,7 +55,101 @@ where platform = 'all'
 group by month, workspace_id
 order by workspace_id, month
 """
+_PURGED = """
+select
+    begun.document -> 'step' ->> 'data_class' as class,
+    left(begun.document -> 'step' ->> 'month', 7) as month,
+    begun.document -> 'step' ->> 'action' as action,
+    (begun.document ->> 'rows')::bigint as rows,
+    left(begun.document ->> 'plan_id', 12) as plan,
+    begun.document -> 'verdict' ->> 'verdict_id' as verdict
+from control.ledger as begun
+where
+    begun.kind = 'step_begun'
+    and exists (
+        select from control.ledger as done
+        where
+            done.kind = 'step_done'
+            and done.document ->> 'step_id' = begun.document -> 'step' ->> 'step_id'
+    )
+order by begun.entry_id desc
+limit 12
+"""
 _BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demonstration loaded, built and purged."""
+
+    as_of: date
+    loads: tuple[loading.Report, ...]
+    build: flows.BuildReport
+    purge: retention.PurgeReport
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as one JSON document."""
+        return {
+            "as_of": self.as_of,
+            "loads": [load.as_dict() for load in self.loads],
+            "build": self.build.as_dict(),
+            "purge": self.purge.as_dict(),
+        }
+
+
+def run(
+    settings: Settings,
+    *,
+    as_of: date,
+    clock: Callable[[], datetime],
+    gate: ModuleType,
+    note: flows.Note = lambda _: None,
+    track: loading.Track = lambda _total: lambda _bytes: None,
+) -> DemoReport:
+    """Make 14 months of three invented shops, load, build, tie out and purge. Safe to run again.
+
+    Args:
+        gate: the module `tidemark.gate`.
+
+    Raises:
+        UsageError: landing is a URL: the demonstration writes to a folder.
+        TidemarkError: a store does not answer, dbt failed, or the gate found a difference.
+        Refused: the purge was stopped by a guard.
+    """
+    landing = settings.landing_path
+    with postgres.connect(settings) as connection:
+        for tenant in invented.WORKSPACES:
+            workspaces.add(
+                connection,
+                settings,
+                workspaces.Workspace(
+                    tenant.workspace_id,
+                    tenant.timezone,
+                    tenant.currency,
+                    tenant.plan,
+                    tenant.revenue_source,
+                ),
+                clock(),
+            )
+    note("inventing 14 months of three shops")
+    recent = settings.tmp / "demo"
+    shutil.rmtree(recent, ignore_errors=True)
+    summary = invented.write_landing(landing, as_of, recent=recent)
+    # The past is loaded as of its own last day: seen from today its first month has already left
+    # the pixel's window, and would be refused instead of purged.
+    note(f"loading the history up to {summary.history_as_of}")
+    history = flows.load(settings, as_of=summary.history_as_of, now=clock(), note=note, track=track)
+    for file in sorted(path for path in recent.rglob("*") if path.is_file()):
+        target = landing / file.relative_to(recent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, target)
+    note(f"loading the daily deliveries up to {as_of}")
+    daily = flows.load(settings, as_of=as_of, now=clock(), note=note, track=track)
+    note("building the marts and tying them out")
+    build = flows.build(settings, as_of=as_of, clock=clock, gate=gate.tie_out, note=note)
+    note("purging what is past its window")
+    purge = retention.purge(settings, as_of=as_of, clock=clock, gate=gate, note=note)
+    return DemoReport(as_of, (history, daily), build, purge)
 
 
 def show(settings: Settings, report: DemoReport, console: Console | None = None) -> None:
@@ -85,7 +185,21 @@ def show(settings: Settings, report: DemoReport, console: Console | None = None)
             f" Proof: {proof.get('data_docs', '')}",
             soft_wrap=True,
         )
-    console.print("\n[bold]Where to look next[/]")
+    else:
+        console.print("Nothing new to load or build since the last time.")
+    with postgres.connect(settings) as connection:
+        purged = connection.execute(_PURGED).fetchall()
+    if purged:
+        console.print(
+            _table(
+                "purged for good, from the signed ledger",
+                purged,
+                ("class", "month", "action", "plan", "verdict"),
+            )
+        )
+    console.print("[bold]Where to look next[/]")
+    console.print("  .venv/bin/tidemark audit        the proof of what was destroyed")
+    console.print("  .venv/bin/tidemark plan         what the next purge would do")
     console.print('  .venv/bin/tidemark sql "select * from marts.kpis_daily limit 10"')
     console.print('  .venv/bin/tidemark sql "select * from raw.quarantine"')
     console.print('  .venv/bin/tidemark sql --store postgres "select * from control.loads"')
