@@ -293,6 +293,23 @@ class Policy(_Strict):
             yield (*at, "expiry"), "each action stands there once, and drop is the last"
         if ("cold" in own.expiry) != (own.cold_pseudonyms is not None):
             yield at, "cold and cold_pseudonyms need each other"
+        kinds = {
+            column.kind for table in own.tables for column in self.columns.get(table, {}).values()
+        }
+        drops = "cold" in own.expiry and "personal" in kinds
+        if ("drop_personal_columns" in own.expiry) != drops:
+            yield (
+                (*at, "expiry"),
+                (
+                    "drop_personal_columns stands where personal columns are left out of a cold file,"
+                    " and nowhere else"
+                ),
+            )
+        if ("roll_up" in own.expiry) != (limited and bool(own.measures)):
+            yield (*at, "expiry"), "roll_up stands where a class with a window has measures"
+        anonymised = {f"anonymised.{table.split('.')[1]}" for table in own.tables[:1]}
+        if ("anonymise" in own.expiry) != (not anonymised.isdisjoint(self.columns)):
+            yield (*at, "expiry"), "anonymise stands where a table of anonymised keeps the facts"
         for position, table in enumerate(own.tables):
             if table not in self.columns:
                 yield (*at, "tables", position), f"{table} is not in columns"

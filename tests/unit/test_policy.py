@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemark import policy
+from tidemark import cli, policy, workspaces
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 
@@ -26,6 +26,13 @@ SETTINGS = Settings.from_env({})
 )
 def test_months_before_ends_within_the_month(day: date, months: int, expected: date) -> None:
     assert policy.months_before(day, months) == expected
+
+
+def test_the_plans_are_the_same_wherever_they_are_named() -> None:
+    ladder = policy.read(SETTINGS)
+    assert tuple(cli.Plan) == workspaces.PLANS == ladder.plans
+    schema = (SETTINGS.sql / "postgres" / "010_app.sql").read_text(encoding="utf-8")
+    assert f"plan in ({', '.join(repr(plan) for plan in ladder.plans)})" in " ".join(schema.split())
 
 
 def test_the_shorter_window_decides() -> None:
@@ -152,9 +159,13 @@ def test_a_quarantined_line_stays_as_long_as_its_source() -> None:
         ("    cold_pseudonyms: rehash\n", "", "cold_pseudonyms"),
         ("[roll_up, anonymise, drop]", "[roll_up, drop, anonymise]", "drop is the last"),
         ("[roll_up, anonymise, drop]", "[roll_up, anonymise]", "dropped at its end"),
+        ("[roll_up, anonymise, drop]", "[anonymise, drop]", "roll_up stands"),
+        ("[roll_up, anonymise, drop]", "[roll_up, drop]", "anonymise stands"),
+        ("[roll_up, cold, drop]", "[roll_up, drop_personal_columns, cold, drop]", "nowhere else"),
+        ("[roll_up, drop_personal_columns, cold, drop]", "[roll_up, cold, drop]", "left out of"),
         ("    day: delivery_date", "    day: happened_at", "happened_at"),
         ("tables: [raw.ad_spend]", "tables: [raw.ad_spends]", "raw.ad_spends is not in columns"),
-        ("tables: [raw.ad_spend]", "tables: [raw.orders]", "belongs to class orders already"),
+        ("tables: [raw.ad_spend]", "tables: [raw.quarantine]", "belongs to class ad_spend"),
         ("derived: [intermediate.int_orders", "derived: [marts.kpis_daily", "not of intermediate"),
         ("classes: [pixel_events]", "classes: [fx_rates]", "figures.trailing_12_months.classes.0"),
         ("    measure pixel: [", "    measure pixels: [", "measure group pixels"),
