@@ -404,23 +404,23 @@ def write(figures: list[Figure], lines: int) -> Path:
     """Keep the table as Markdown and as JSON."""
     RESULTS.mkdir(exist_ok=True)
     cores = psutil.cpu_count()
-    rows = [f"| {f.name} | {f.value} | {f.goal} | {_mark(f.met)} |" for f in figures]
+    rows = [f"| {f.name} | {f.value} | {f.goal} | {mark(f.met)} |" for f in figures]
     heading = f"# Load, build and gate of {lines:,} pixel lines\n\nOn {cores} cores, in one run.\n"
     page = RESULTS / "load.md"
     page.write_text(
         "\n".join([heading, "| figure | value | goal | met |", "|---|---|---|---|", *rows, ""]),
         encoding="utf-8",
     )
-    document = {"lines": lines, "cores": cores, "figures": [_as_dict(f) for f in figures]}
+    document = {"lines": lines, "cores": cores, "figures": [as_dict(f) for f in figures]}
     (RESULTS / "load.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return page
 
 
-def _as_dict(figure: Figure) -> dict[str, object]:
+def as_dict(figure: Figure) -> dict[str, object]:
     return {"name": figure.name, "value": figure.value, "goal": figure.goal, "met": figure.met}
 
 
-def _mark(met: bool | None) -> str:
+def mark(met: bool | None) -> str:
     return "" if met is None else "yes" if met else "no"
 
 
@@ -433,7 +433,7 @@ def main() -> None:
     figures = measure(options.lines, console)
     table = Table("figure", "value", "goal", "met")
     for figure in figures:
-        table.add_row(figure.name, figure.value, figure.goal, _mark(figure.met))
+        table.add_row(figure.name, figure.value, figure.goal, mark(figure.met))
     console.print(table)
     console.print(f"kept in {write(figures, options.lines)}")
 
