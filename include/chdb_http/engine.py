@@ -126,8 +126,6 @@ class Engine:
         self.config = config
         self._lock_file: Any = None
         self._keeper: Any = None
-        self._idle: list[Connection] = []
-        self._mutex = threading.Lock()
         self._string = ""
         self.version = ""
         self.timezone = "UTC"
@@ -209,6 +207,10 @@ class Engine:
         except RuntimeError as error:
             raise EngineError(str(error)) from None
 
+    def pool(self, settings: Mapping[str, str]) -> Pool:
+        """Connections with these settings, for statements that leave nothing behind on them."""
+        return Pool(self, settings)
+
     def kill(self, thread_id: int) -> None:
         """Cancel what a thread of this process runs in the engine, if anything."""
         connection = self.connect()
@@ -237,6 +239,42 @@ class Engine:
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
+
+
+class Pool:
+    """Connections kept between requests: opening one takes a third of a trivial query's time."""
+
+    _MOST = 8
+
+    def __init__(self, engine: Engine, settings: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._idle: list[Connection] = []
+        self._mutex = threading.Lock()
+
+    def take(self) -> Connection:
+        """A connection for one statement. Raises EngineError."""
+        with self._mutex:
+            if self._idle:
+                return self._idle.pop()
+        connection = self._engine.connect()
+        connection.set(self._settings)
+        return connection
+
+    def give(self, connection: Connection) -> None:
+        """Take it back; only one whose statement ended well and changed nothing of it."""
+        with self._mutex:
+            if len(self._idle) < self._MOST:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close the idle ones."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
 
 def remove_leftovers(folder: Path) -> None:

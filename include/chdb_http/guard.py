@@ -7,6 +7,7 @@ tables is read once, at start; whatever is not known to be harmless is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -170,6 +171,10 @@ type_ = "type"
 Node = dict[str, Any]
 
 
+# How many statements of readers are known to pass.
+_REMEMBERED = 1024
+
+
 def _nodes(tree: Any) -> Iterator[Node]:
     """Every node of a tree."""
     if isinstance(tree, dict):
@@ -278,11 +283,12 @@ class Guard:
         self._base = config.user_files
         self._roots = tuple(path.resolve() for path in config.readable)
         self._backups = tuple(path.resolve() for path in config.backups)
-        self._idle: list[Connection] = []
+        self._connections = engine.pool({"readonly": "1"})
         self._mutex = threading.Lock()
-        connection = self._take()
+        self._passed: dict[bytes, bool] = {}
+        connection = self._connections.take()
         self._known = _read_catalogue(connection)
-        self._give(connection)
+        self._connections.give(connection)
         known = self._known
         self._reader_refused = known.refused | (
             # One of these names is also that of a function which only computes.
@@ -303,29 +309,11 @@ class Guard:
 
     def close(self) -> None:
         """Close the guard's connections."""
-        with self._mutex:
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
-
-    def _take(self) -> Connection:
-        with self._mutex:
-            if self._idle:
-                return self._idle.pop()
-        connection = self._engine.connect()
-        connection.run("SET readonly = 1")
-        return connection
-
-    def _give(self, connection: Connection) -> None:
-        with self._mutex:
-            if len(self._idle) < 8:
-                self._idle.append(connection)
-                return
-        connection.close()
+        self._connections.close()
 
     def _parse(self, sql: str, params: Mapping[str, str]) -> Node:
         """The statement's tree, parameters in names resolved. Raises EngineError."""
-        connection = self._take()
+        connection = self._connections.take()
         try:
             try:
                 text = connection.text("SELECT parseQueryToJSON({q:String})", {"q": escape(sql)})
@@ -337,7 +325,7 @@ class Guard:
             except ValueError:
                 raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: no parse") from None
         finally:
-            self._give(connection)
+            self._connections.give(connection)
         for node in _nodes(tree):
             if node[type_] in ("Identifier", "TableIdentifier"):
                 _resolve(node, params)
@@ -402,6 +390,22 @@ class Guard:
         Returns whether it reads: other than SET, it then runs with ``readonly = 1``.
         Raises ClickHouseError 164 for anything else.
         """
+        # The parse takes longer than a trivial query, and the same text always parses the same.
+        asked = repr((sql, sorted(params.items()), database)).encode("utf-8", "backslashreplace")
+        key = hashlib.blake2b(asked).digest()
+        with self._mutex:
+            reads = self._passed.get(key)
+        if reads is None:
+            reads = self._check_reader(connection, sql, params, database)
+            with self._mutex:
+                if len(self._passed) >= _REMEMBERED:
+                    self._passed.clear()
+                self._passed[key] = reads
+        return reads
+
+    def _check_reader(
+        self, connection: Connection, sql: str, params: Mapping[str, str], database: str
+    ) -> bool:
         kind, count = connection.classify(sql)
         tree = self._parse(sql, params)
         if count != 1 or (kind != "READ_ONLY" and tree[type_] not in ("SetQuery", "UseQuery")):

@@ -125,6 +125,11 @@ class Request:
         }
 
     @property
+    def database(self) -> str:
+        """The database the request names, if any."""
+        return self.params.get("database") or self.headers.get("x-clickhouse-database", "")
+
+    @property
     def bound(self) -> dict[str, str]:
         """The query parameters of this request."""
         return {n[6:]: v for n, v in self.params.items() if n.startswith("param_")}
@@ -461,6 +466,8 @@ class App:
         self.engine = engine
         self.guard = Guard(config, engine)
         self.sessions = Sessions(engine)
+        # By whether the user is read-only.
+        self._pools = {False: engine.pool({}), True: engine.pool({"readonly": "1"})}
         self.display_name = socket.gethostname()
         self.workers = ThreadPoolExecutor(config.max_workers, "statement")
         self.helpers = ThreadPoolExecutor(4, "helper")
@@ -755,13 +762,19 @@ class App:
         for setting in request.settings:
             if not _SETTING_NAME.match(setting):
                 raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting {setting!r}")
-        reader = request.user.read_only
+        reader, kept = request.user.read_only, False
+        # A statement that only reads, without settings, leaves its connection as it was.
+        plain = plan.statement is not None and plan.statement.rows and not plan.externals
+        shared = plain and not request.settings and request.database in ("", "default")
+        pool = self._pools[reader] if shared and (reader or not name) else None
         self.guard.check_settings(request.settings, reader)
         if name and not reader:
             session = self.sessions.acquire(
                 request.user.name, name, self._timeout(params), request.flag("session_check")
             )
             connection = session.connection
+        elif pool is not None:
+            connection = pool.take()
         else:
             connection = self.engine.connect()
         try:
@@ -771,15 +784,19 @@ class App:
                 given = given | dict.fromkeys(VALUES_SETTINGS, "1")
             if session is not None:
                 session.lay({} if word == "SET" else given)
-            else:
+            elif pool is None:
                 connection.set(given)
-            return self._execute(job, connection)
+            done = self._execute(job, connection, pool is not None)
+            if pool is not None:
+                pool.give(connection)
+                kept = True
+            return done
         finally:
             if session is not None:
                 self.sessions.release(session)
                 if request.flag("close_session"):
                     self.sessions.close_one(request.user.name, name)
-            else:
+            elif not kept:
                 connection.close()
 
     def _timeout(self, params: dict[str, str]) -> float:
@@ -795,9 +812,11 @@ class App:
             )
         return float(text)
 
-    def _execute(self, job: Job, connection: Connection) -> tuple[Mapping[str, int], bytes]:
+    def _execute(
+        self, job: Job, connection: Connection, pooled: bool
+    ) -> tuple[Mapping[str, int], bytes]:
         request, plan, answer = job.request, job.plan, job.answer
-        database = request.params.get("database") or request.headers.get("x-clickhouse-database")
+        database = "" if pooled else request.database
         previous = None
         if database:
             if request.params.get("session_id"):
@@ -809,8 +828,7 @@ class App:
                 self.guard.check_owner(external.definition, {})
                 external.load(connection)
             if request.user.read_only:
-                current = connection.text("SELECT currentDatabase()").rstrip("\n")
-                self._read_only(request, plan, connection, current)
+                self._read_only(request, plan, connection, pooled)
             else:
                 self.guard.check_owner(plan.text, request.bound)
             answer.format = request.params.get("default_format") or request.headers.get(
@@ -862,11 +880,14 @@ class App:
             connection.watch(None)
 
     def _read_only(
-        self, request: Request, plan: Plan, connection: Connection, database: str
+        self, request: Request, plan: Plan, connection: Connection, pooled: bool
     ) -> None:
         if plan.statement is None or plan.externals:
             raise ClickHouseError(164, "READONLY", "Cannot execute query in readonly mode.")
-        if self.guard.check_reader(connection, plan.statement.text, request.bound, database):
+        # A reader's connection is never a session's, so its database is the request's.
+        database = request.database or "default"
+        reads = self.guard.check_reader(connection, plan.statement.text, request.bound, database)
+        if reads and not pooled:
             connection.run("SET readonly = 1")
 
     def _real_ids(self, text: str) -> str:
@@ -897,6 +918,8 @@ class App:
         self.helpers.shutdown(wait=True)
         self.sessions.close()
         self.guard.close()
+        for pool in self._pools.values():
+            pool.close()
 
 
 async def _hold_values(plan: Plan, body: Body) -> None:
