@@ -451,9 +451,10 @@ class _Loader:
             }
             for item in kept
         }
-        for day in self._days(sql):
+        bounds = self._bounds(kept, class_name)
+        for day in self._days(sql, data_class, bounds):
             results[str(day.pop("load_id"))]["days"].append(day)
-        tables = self._prepare(kept, sql)
+        tables = self._prepare(kept, sql, data_class, bounds)
         with self.connection.transaction():
             row = self.connection.execute(
                 "insert into control.load_batches (source, status, tables, results, prepared_at)"
@@ -661,7 +662,6 @@ class _Loader:
         own_folder = self.policy.sources[source].workspace
         workspace = self.workspaces.get(workspace_id)
         is_known = workspace_id == own_folder if own_folder else workspace is not None
-        oldest = data_class.oldest_day(self.as_of, self.overrides.get((workspace_id, class_name)))
         by_workspace = data_class.days == "workspace" and workspace is not None
         dates = ",".join(f"'{item.file.delivery_date}'" for item in bundle.items)
         params = {
@@ -677,7 +677,7 @@ class _Loader:
             "param_is_retry": str(int(bundle.items[0].is_retry)),
             "param_is_known": str(int(is_known)),
             "param_as_of": self.as_of.isoformat(),
-            "param_oldest": (oldest or date(1970, 1, 1)).isoformat(),
+            "param_oldest": self._oldest(class_name, workspace_id).isoformat(),
             # One stream up to the window function, so that line numbers are the file's.
             "parallelize_output_from_storages": "0",
             "log_queries": "0",
@@ -794,7 +794,38 @@ class _Loader:
             count.lines = count.stored + count.duplicate + count.quarantined + count.refused
         return counts
 
-    def _days(self, sql: _ClassSql) -> Iterator[dict[str, Any]]:
+    def _bounds(self, kept: list[_Item], class_name: str) -> dict[str, str]:
+        """The oldest day of each workspace that may load, as parameters of a query."""
+        names = sorted({item.file.workspace_id for item in kept})
+        days = (self._oldest(class_name, name) for name in names)
+        return {
+            "param_workspaces": f"[{','.join(map(_literal, names))}]",
+            "param_oldest": f"[{','.join(_literal(day.isoformat()) for day in days)}]",
+        }
+
+    def _oldest(self, class_name: str, workspace_id: str) -> date:
+        own = self.overrides.get((workspace_id, class_name))
+        return self.policy.classes[class_name].oldest_day(self.as_of, own) or date(1970, 1, 1)
+
+    @staticmethod
+    def _replaced(table: str, data_class: policy.DataClass) -> str:
+        """The rows of a raw table that go because a newer version came.
+
+        A row of a day that can't be loaded stays: what comes now may not take its place there.
+        """
+        group = data_class.measures[table.removeprefix("raw.")]
+        return (
+            "((load_id, line_number) in"
+            " (select load_id, line_number from load.fates where seq = 0 and is_replaced)"
+            " and local_date >= transform(toString(workspace_id), {workspaces:Array(String)},"
+            " {oldest:Array(Date)}, toDate(0))"
+            " and (workspace_id, local_date) not in (select workspace_id, local_date"
+            f" from retention.frozen_days where measure_group = '{group}'))"
+        )
+
+    def _days(
+        self, sql: _ClassSql, data_class: policy.DataClass, bounds: dict[str, str]
+    ) -> Iterator[dict[str, Any]]:
         """What each file adds per day and currency, and what it takes away by replacing rows."""
         stored = self._stage("not (is_duplicate and seq > 0)")
         for measure, effects in sql.effects.items():
@@ -802,14 +833,12 @@ class _Loader:
             for table, select in sql.targets.items():
                 columns = ", ".join(map(_quoted, self._columns(table)))
                 new = f"select {columns} from ({self._target(select, stored)})"
-                old = (
-                    f"select {columns} from {table} where (load_id, line_number) in"
-                    " (select load_id, line_number from load.fates where seq = 0 and is_replaced)"
-                )
+                old = f"select {columns} from {table} where {self._replaced(table, data_class)}"
                 mark = "{{ " + table + " }}"
                 added = added.replace(mark, f"({new})")
                 replaced = replaced.replace(mark, f"({new} union all {old})")
-            for row in self._rows(self._template("days", added=added, replaced=replaced)):
+            statement = self._template("days", added=added, replaced=replaced)
+            for row in self._rows(statement, bounds):
                 yield {"measure": measure, **row}
 
     def _stage(self, kept: str) -> str:
@@ -825,15 +854,17 @@ class _Loader:
             "{{ user_agents_seen }}", "load.user_agents_seen"
         )
 
-    def _prepare(self, kept: list[_Item], sql: _ClassSql) -> list[str]:
+    def _prepare(
+        self,
+        kept: list[_Item],
+        sql: _ClassSql,
+        data_class: policy.DataClass,
+        bounds: dict[str, str],
+    ) -> list[str]:
         """Build `load.next_<table>` of every raw table that changes; their names."""
         published = self._stage("not (seq > 0 and (is_duplicate or is_replaced))")
-        replaced = (
-            "(load_id, line_number) in"
-            " (select load_id, line_number from load.fates where seq = 0 and is_replaced)"
-        )
         changes = [
-            (table, self._target(select, published), replaced)
+            (table, self._target(select, published), self._replaced(table, data_class))
             for table, select in sql.targets.items()
         ]
         loads = [
@@ -867,10 +898,12 @@ class _Loader:
             )
         )
         return [
-            table for table, rows, outdated in changes if self._prepare_table(table, rows, outdated)
+            table
+            for table, rows, outdated in changes
+            if self._prepare_table(table, rows, outdated, bounds)
         ]
 
-    def _prepare_table(self, table: str, rows: str, outdated: str) -> bool:
+    def _prepare_table(self, table: str, rows: str, outdated: str, bounds: dict[str, str]) -> bool:
         columns = ", ".join(map(_quoted, self._columns(table)))
         target = _next(table)
         self._run(f"create table {target} as {table}")
@@ -878,14 +911,16 @@ class _Loader:
         touched = [
             row["partition_id"]
             for row in self._rows(
-                f"select distinct _partition_id as partition_id from {table} where {outdated}"
+                f"select distinct _partition_id as partition_id from {table} where {outdated}",
+                bounds,
             )
         ]
         for partition_id in touched:
             self._run(f"alter table {target} drop partition id '{partition_id}'")
             self._run(
                 f"insert into {target} ({columns}) select {columns} from {table}"
-                f" where _partition_id = '{partition_id}' and not ({outdated})"
+                f" where _partition_id = '{partition_id}' and not ({outdated})",
+                bounds,
             )
         summary = self._run(
             f"insert into {target} ({columns}) select {columns} from ({rows})",
@@ -1013,6 +1048,10 @@ def _next(table: str) -> str:
 
 def _quoted(name: str) -> str:
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _nowhere(_bytes: int) -> None:

@@ -327,3 +327,47 @@ def test_any_sequence_of_deliveries_leaves_what_the_rules_say(
     }
     assert raw == told
     shop.assert_ties_out()
+
+
+def test_refunds_of_an_order_past_its_window_load_and_the_order_stays_as_it_stands(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    """Until the purge has taken it, nothing may take an order away or change it."""
+    shop = tenant(warehouse, tmp_path)
+
+    def refund(number: int, day: str, amount: str) -> dict[str, Any]:
+        transaction = {"kind": "refund", "status": "success", "amount": amount}
+        return {"id": number, "created_at": f"{day}T09:00:00Z", "transactions": [transaction]}
+
+    early = refund(1, "2024-10-12", "1.00")
+    order = changed(
+        fixture("shopify_orders")[0],
+        created_at="2024-10-10T10:00:00Z", updated_at="2024-10-12T10:00:00Z", refunds=[early],
+    )  # fmt: skip
+    shop.deliver("shopify_orders", [order], name="a.jsonl", day="2024-10-13")
+    shop.load(as_of=date(2024, 10, 15))
+    before = shop.table("raw.orders") + shop.table("raw.order_refunds")
+    assert len(before) == 2
+
+    for number, amount in enumerate(("20.00", "25.00"), start=1):
+        newer = changed(
+            order,
+            total_price="999.00",
+            updated_at=f"2026-11-0{number}T10:00:00Z",
+            refunds=[refund(1, "2024-10-12", "7.00"), refund(2, "2026-11-01", amount)],
+        )
+        counts = shop.load_lines("shopify_orders", [newer], name=f"{number}.jsonl")
+        assert (counts.stored, counts.quarantined) == (1, 0)
+        kept = shop.table("raw.orders") + shop.table("raw.order_refunds")
+        assert kept[:2] == before
+        assert [(row["refund_id"], Decimal(row["amount"])) for row in kept[2:]] == [
+            ("2", Decimal(amount))
+        ]
+        shop.assert_ties_out()
+
+    # Nothing in it may load: the line waits in quarantine.
+    counts = shop.load_lines(
+        "shopify_orders", [changed(order, updated_at="2026-11-04T10:00:00Z")], name="z.jsonl"
+    )
+    assert (counts.stored, counts.quarantined) == (0, 1)
+    assert set(shop.quarantine().values()) == {"past_retention"}
