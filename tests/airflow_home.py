@@ -20,7 +20,7 @@ from homes import Warehouse, new_home
 ROOT = Path(__file__).resolve().parents[1]
 _PARTS = ("include", "dags", "plugins", "dbt_project", "expectations", "airflow.cfg")
 #: Seconds; a machine that does other things too takes its time.
-PATIENCE = 300.0
+PATIENCE = 900.0
 ENDED = frozenset({"success", "failed"})
 
 

@@ -305,19 +305,16 @@ def _due(
         if not bounds:
             continue
         day = planning.identifier(own.day)
-        conditions = []
-        for workspace_id, source, cutoff in bounds:
-            parts = [f"{day} < {planning.literal(cutoff)}"]
-            if workspace_id:
-                parts.append(f"workspace_id = {planning.literal(workspace_id)}")
-            if source:
-                parts.append(f"source = {planning.literal(source)}")
-            conditions.append(" and ".join(parts))
+        past = " or ".join(
+            f"({f'source = {planning.literal(source)} and ' if source else ''}"
+            f"{day} < {_cutoff([bound for bound in bounds if bound[1] == source])})"
+            for source in dict.fromkeys(source for _, source, _ in bounds)
+        )
         last = planning.literal(max(cutoff for _, _, cutoff in bounds))
         for table in own.tables:
             counts.append(
                 f"select {planning.literal(name)} as name, count() as row_count from {table}"
-                f" where {day} < {last} and ({' or '.join(f'({own})' for own in conditions)})"
+                f" where {day} < {last} and ({past})"
             )
     known = {
         row["name"]
@@ -333,6 +330,20 @@ def _due(
         for row in clickhouse.rows(settings, " union all ".join(counts)):
             found[row["name"]] = found.get(row["name"], 0) + int(row["row_count"])
     return found
+
+
+def _cutoff(bounds: Sequence[tuple[str, str, date]]) -> str:
+    """The first day that stays, as SQL: one look-up, however many windows of workspaces' own."""
+    default = next(cutoff for workspace_id, _, cutoff in bounds if not workspace_id)
+    own = {workspace_id: cutoff for workspace_id, _, cutoff in bounds if workspace_id}
+    if not own:
+        return planning.literal(default)
+    names = ", ".join(planning.literal(workspace_id) for workspace_id in own)
+    days = ", ".join(f"'{cutoff}'" for cutoff in own.values())
+    return (
+        f"transform(workspace_id, [{names}], cast([{days}] as Array(Date)),"
+        f" {planning.literal(default)})"
+    )
 
 
 def _last_purges(connection: Connection) -> dict[str, LastPurge]:
@@ -389,27 +400,37 @@ def _waiting(connection: Connection, plan: Row) -> Iterator[Waiting]:
 
 
 def _sources(connection: Connection, ladder: Policy, as_of: date) -> Iterator[SourceState]:
-    # One look into the index for each source and workspace, and none into the rows of years ago.
+    # Of each source and workspace the index tells the first and the newest delivery; only recent
+    # days are counted, and only where one is missing is it looked for.
     rows = connection.execute(
-        "select source, count(newest.delivery_date) as workspaces,"
-        " max(newest.delivery_date) as newest_delivery, max(newest.loaded_at) as loaded_at,"
-        " coalesce(sum(gap.days), 0)::bigint as gaps, min(gap.oldest) as oldest_gap"
-        " from unnest(%(sources)s::text[]) as source"
-        " cross join (select workspace_id from app.workspaces where deleted_at is null"
-        "  union all select '_') as tenant"
-        " left join lateral (select delivery_date, loaded_at from control.loads"
-        "  where loads.source = source.source and loads.workspace_id = tenant.workspace_id"
-        "  and status = 'loaded' order by delivery_date desc limit 1) as newest on true"
-        " left join lateral (select delivery_date from control.loads"
-        "  where loads.source = source.source and loads.workspace_id = tenant.workspace_id"
-        "  order by delivery_date limit 1) as oldest on true"
-        " left join lateral (select count(*) as days, min(day)::date as oldest"
-        "  from generate_series(greatest(oldest.delivery_date, %(from)s::date), %(to)s::date,"
-        "   interval '1 day') as day"
-        "  where not exists (select from control.loads where loads.source = source.source"
-        "   and loads.workspace_id = tenant.workspace_id and delivery_date = day::date)"
-        " ) as gap on oldest.delivery_date is not null"
-        " group by source order by source",
+        "with pair as (select source, tenant.workspace_id, edge.oldest, edge.newest"
+        "  from unnest(%(sources)s::text[]) as source"
+        "  cross join (select workspace_id from app.workspaces where deleted_at is null"
+        "   union all select '_') as tenant"
+        "  cross join lateral (select min(delivery_date) as oldest, max(delivery_date) as newest"
+        "   from control.loads as own"
+        "   where own.source = source.source and own.workspace_id = tenant.workspace_id) as edge"
+        "  where edge.oldest is not null),"
+        " recent as (select source, workspace_id, count(distinct delivery_date) as days"
+        "  from control.loads where delivery_date between %(from)s and %(to)s"
+        "  group by source, workspace_id),"
+        " short as (select pair.*, %(to)s::date - greatest(pair.oldest, %(from)s::date) + 1"
+        "   - coalesce(recent.days, 0) as gaps"
+        "  from pair left join recent using (source, workspace_id)),"
+        " missing as (select source, min(day)::date as oldest_gap from short cross join lateral"
+        "  generate_series(greatest(short.oldest, %(from)s::date), %(to)s::date, interval '1 day')"
+        "  as day where gaps > 0 and not exists (select from control.loads as own"
+        "   where own.source = short.source and own.workspace_id = short.workspace_id"
+        "   and own.delivery_date between %(from)s and %(to)s"
+        "   and own.delivery_date = day::date) group by source),"
+        " state as (select source, count(*) as workspaces, max(newest) as newest_delivery,"
+        "  sum(greatest(gaps, 0))::bigint as gaps from short group by source)"
+        " select source, coalesce(workspaces, 0) as workspaces, newest_delivery,"
+        "  (select max(loaded_at) from control.loads as own where own.source = name.source"
+        "   and own.delivery_date = state.newest_delivery) as loaded_at,"
+        "  coalesce(gaps, 0) as gaps, oldest_gap"
+        " from unnest(%(sources)s::text[]) as name (source)"
+        " left join state using (source) left join missing using (source) order by source",
         {
             "sources": sorted(ladder.sources),
             "from": as_of - timedelta(days=GAP_DAYS),

@@ -1,14 +1,18 @@
 """The DAGs on the real scheduler: files become marts, and no control of Airflow opens the gate."""
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from airflow_home import AirflowHome, airflow_home
+from chromium import installed, page
 
 TODAY = datetime.now(UTC).date()
 #: Past a window of six months, inside that of the policy.
@@ -95,13 +99,13 @@ def test_the_page_is_for_those_who_are_signed_in(home: AirflowHome) -> None:
     for path in ("/retention/", "/retention/proofs/index.html", "/retention/lineage"):
         assert home.fetch(path).status == 401
         assert home.fetch(path, cookie="no.such.token").status in (401, 403)
-    page = home.fetch("/retention/", cookie=home.token)
-    assert page.status == 200
-    text = page.body.decode()
+    answer = home.fetch("/retention/", cookie=home.token)
+    assert answer.status == 200
+    text = answer.body.decode()
     assert "pixel_events" in text
     assert "Missing deliveries" in text
     assert CANARY not in text
-    policy = page.headers["content-security-policy"]
+    policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     # Nothing comes from elsewhere.
     assert "http://" not in text.replace("http://www.w3.org", "")
@@ -161,8 +165,8 @@ def test_a_person_lets_a_large_purge_go(home: AirflowHome) -> None:
     assert raw_rows(home) == 40
 
     waiting(home, "approved")
-    page = home.fetch("/retention/", cookie=home.token).body.decode()
-    assert "needs a person's approval" in page
+    text = home.fetch("/retention/", cookie=home.token).body.decode()
+    assert "needs a person's approval" in text
     home.answer("approved", "Approve")
     states = home.ended("retention_nightly", "approved")
     assert states[""] == "success", states
@@ -176,9 +180,9 @@ def test_a_person_lets_a_large_purge_go(home: AirflowHome) -> None:
         "postgres",
     )
     assert entry["who"] == "admin"
-    page = home.fetch("/retention/", cookie=home.token).body.decode()
-    assert "approved by admin" in page
-    proof = page.split('href="proofs/validations/')[1].split('"')[0]
+    text = home.fetch("/retention/", cookie=home.token).body.decode()
+    assert "approved by admin" in text
+    proof = text.split('href="proofs/validations/')[1].split('"')[0]
     found = home.fetch(f"/retention/proofs/validations/{proof}", cookie=home.token)
     assert found.status == 200
 
@@ -212,3 +216,63 @@ def test_airflow_keeps_nothing_of_a_person(home: AirflowHome) -> None:
     dump = home.api("GET", "/dags/~/dagRuns?limit=100")
     assert dump["dag_runs"]
     assert CANARY not in str(dump)
+
+
+@pytest.mark.skipif(installed() is None, reason="no Chromium is installed")
+def test_the_page_in_a_browser(home: AirflowHome, tmp_path: Path) -> None:
+    base = f"http://127.0.0.1:{home.warehouse.settings.airflow_port}"
+    with page() as tab:
+        tab.size(1400, 1400)
+        tab.call("Network.setCookie", name="_token", value=home.token, url=base)
+        tab.dark(dark=False)
+        tab.open(f"{base}/retention/")
+        assert tab.ask("document.querySelectorAll('#ladder ~ .scroll tbody tr').length") == 8
+        background = "getComputedStyle(document.body).backgroundColor"
+        light = tab.ask(background)
+        tab.picture(tmp_path / "light.png")
+        tab.dark(dark=True)
+        assert tab.ask(background) != light
+        tab.picture(tmp_path / "dark.png")
+        # Airflow's own choice goes before the system's.
+        tab.ask("localStorage.setItem('theme', 'light')")
+        tab.open(f"{base}/retention/")
+        assert tab.ask(background) == light
+
+        reached = []
+        for _ in range(12):
+            tab.press("Tab", 9)
+            reached.append(
+                tab.ask(
+                    "document.activeElement.getAttribute('aria-label')"
+                    " || document.activeElement.innerText.trim()"
+                )
+            )
+        assert reached[0] == "Skip to the ladder"
+        assert "The ladder, class by class" in reached
+        assert "Freshness and gaps of each source" in reached
+        unnamed = (
+            "[...document.querySelectorAll('svg')].filter(own => own.getAttribute('aria-hidden')"
+            " !== 'true' && !own.getAttribute('aria-label')).length"
+        )
+        assert tab.ask(unnamed) == 0
+
+        hosts = {own["request"]["url"].split("/")[2] for own in tab.of("Network.requestWillBeSent")}
+        assert hosts == {base.removeprefix("http://")}
+        assert tab.of("Runtime.exceptionThrown") == []
+        assert [own for own in tab.of("Log.entryAdded") if own["entry"]["level"] == "error"] == []
+
+        tab.size(480, 900)
+        assert tab.ask("document.documentElement.scrollWidth <= 480")
+
+        tab.size(1400, 900)
+        tab.open(f"{base}/")
+        tab.until(
+            "[...document.querySelectorAll('a')].some(own => own.href.endsWith('/retention'))"
+        )
+        tab.open(f"{base}/plugin/retention")
+        tab.until("document.querySelector('iframe')?.contentDocument?.querySelector('#ladder')")
+        tab.picture(tmp_path / "framed.png")
+    pictures = os.environ.get("TIDEMARK_TEST_PICTURES")
+    if pictures:
+        for picture in tmp_path.glob("*.png"):
+            shutil.copy(picture, pictures)

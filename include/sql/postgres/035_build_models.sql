@@ -22,6 +22,10 @@ create table if not exists control.build_layers (
     primary key (build_id, layer)
 );
 
+-- The page Retention counts the deliveries of the last weeks, of all sources and workspaces.
+create index if not exists loads_delivery
+on control.loads (delivery_date, source, workspace_id);
+
 do $$
 begin
     if exists (select from pg_catalog.pg_roles where rolname = 'analyst') then
