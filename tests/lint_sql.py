@@ -14,7 +14,7 @@ from tidemark import build
 def main() -> int:
     """Run sqlfluff on the models; its exit code."""
     with new_home() as warehouse:
-        warehouse.run("up")
+        warehouse.run("up", "--no-airflow")
         build.seed(warehouse.settings)
         build.publish_scope(warehouse.settings, frozenset())
         build.dbt(warehouse.settings, ["run"])

@@ -279,8 +279,8 @@ def test_a_home_cannot_be_brought_up_with_other_secrets(empty_home: Warehouse) -
 
 def test_down_and_up_keep_the_data(empty_home: Warehouse) -> None:
     for _ in range(2):
-        empty_home.run("up")
+        empty_home.run("up", "--no-airflow")
         empty_home.run("down")
-    empty_home.run("up")
+    empty_home.run("up", "--no-airflow")
     states = empty_home.run("status", "--json").json
     assert [state["answering"] for state in states] == [True, True]
