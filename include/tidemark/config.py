@@ -217,8 +217,17 @@ def _location(env: Mapping[str, str], name: str, default: Path) -> str:
 def _url(
     env: Mapping[str, str], name: str, schemes: tuple[str, ...], *, wanted: bool
 ) -> str | None:
-    text = env.get(name)
-    if not wanted or not text:
+    if not wanted:
+        return None
+    text, file = env.get(name), env.get(f"{name}_FILE")
+    if file:
+        if text:
+            raise UsageError(f"{name} and {name}_FILE are both set: unset one of them")
+        try:
+            text = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{name}_FILE cannot be read: {type(error).__name__}") from error
+    if not text:
         return None
     # The value carries a password, so no message repeats it.
     try:

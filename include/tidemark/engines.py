@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tidemark import clickhouse, postgres, processes, secrets_store
+from tidemark import clickhouse, postgres, processes, roles, secrets_store
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.processes import Account
@@ -96,6 +96,7 @@ def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> l
             for engine in starting:
                 engine.wait_ready()
             postgres.bootstrap(settings)
+            roles.make_postgres(settings)
             _apply_schemas(settings, note)
     else:
         _apply_schemas(settings, note)
@@ -170,6 +171,7 @@ def prepare_home(settings: Settings) -> None:
 def _apply_schemas(settings: Settings, note: Callable[[str], None]) -> None:
     for name in postgres.migrate(settings):
         note(f"applied {name}")
+    roles.apply_postgres(settings)
     clickhouse.apply_schema(settings)
 
 
@@ -369,7 +371,8 @@ class _PostgresEngine:
 
         PostgreSQL itself gives up when a recycled pid of the same account stands in its lock file.
         """
-        if not (self._data / "postmaster.pid").exists():
+        left = [self._data / "postmaster.pid", *self._sockets.glob(".s.PGSQL.*")]
+        if not any(path.exists() for path in left):
             return
         deadline = time.monotonic() + 15.0
         while orphans := self._processes_in_data():
@@ -378,7 +381,9 @@ class _PostgresEngine:
                     f"processes {sorted(orphans)} of a killed PostgreSQL still hold {self._data}"
                 )
             time.sleep(0.05)
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        # The socket's lock too: the killed postmaster counts as alive until someone waits for it.
+        for path in left:
+            path.unlink(missing_ok=True)
 
     def _processes_in_data(self) -> set[int]:
         found = set()

@@ -72,6 +72,25 @@ def test_a_laptop_ignores_the_exports_of_another_home() -> None:
     assert settings.postgres_url is None
 
 
+def test_a_url_may_stand_in_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "postgres_url"
+    secret.write_text("postgresql://owner:hunter2@pg/tidemark\n")
+    env = {
+        "TIDEMARK_PROFILE": "cluster",
+        "TIDEMARK_CLICKHOUSE_URL": "https://owner:hunter2@ch:8443/",
+        "TIDEMARK_POSTGRES_URL_FILE": str(secret),
+    }
+    assert Settings.from_env(env).postgres_url == "postgresql://owner:hunter2@pg/tidemark"
+    with pytest.raises(UsageError, match="both set"):
+        Settings.from_env({**env, "TIDEMARK_POSTGRES_URL": "postgresql://a:b@pg/tidemark"})
+    with pytest.raises(UsageError, match="TIDEMARK_POSTGRES_URL_FILE cannot be read"):
+        Settings.from_env({**env, "TIDEMARK_POSTGRES_URL_FILE": str(tmp_path / "none")})
+    secret.write_text("mysql://owner:hunter2@pg/tidemark")
+    with pytest.raises(UsageError, match="TIDEMARK_POSTGRES_URL") as refused:
+        Settings.from_env(env)
+    assert "hunter2" not in str(refused.value)
+
+
 def test_a_cluster_needs_both_urls_and_hides_their_passwords() -> None:
     env = {
         "TIDEMARK_PROFILE": "cluster",
