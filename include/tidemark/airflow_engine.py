@@ -73,11 +73,11 @@ def down(settings: Settings, *, note: Callable[[str], None] = lambda _: None) ->
     if settings.profile == "cluster" or not settings.run.is_dir():
         return []
     with processes.locked(settings):
-        running = [part for part in _parts(settings) if part.process() is not None]
-        if running:
+        parts = _parts(settings)
+        if any(part.is_running() for part in parts):
             note("stopping Airflow")
         # The API server last: the others report to it while they stop.
-        for part in sorted(running, key=lambda part: part.name == "airflow api-server"):
+        for part in sorted(parts, key=lambda part: part.name == "airflow api-server"):
             part.stop()
     return status(settings)
 
@@ -201,6 +201,7 @@ class _Part:
                 processes.recorded_port(self._record), settings.airflow_port, self.name
             )
             return
+        self._sweep()
         if self._serves:
             processes.check_port_free(settings.airflow_port, "TIDEMARK_AIRFLOW_PORT", self.name)
         process = processes.spawn(
@@ -234,17 +235,20 @@ class _Part:
     def stop(self) -> None:
         process = self.process()
         if process is None:
+            self._sweep()
             return
-        children = process.children(recursive=True)
         try:
             processes.terminate(process, signal.SIGTERM, self.name, seconds=_STOP_SECONDS)
         except TidemarkError:
             # It waits for its tasks; those can be killed anywhere.
             processes.terminate(process, signal.SIGKILL, self.name)
-        for child in children:
-            if processes.alive(child):
-                processes.terminate(child, signal.SIGKILL, self.name)
+        self._sweep()
         self._record.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Workers outlive a killed scheduler; what they do is done again, one at a time."""
+        for process in processes.left_behind(self._record, self._settings.airflow):
+            processes.terminate(process, signal.SIGKILL, self.name)
 
     def status(self) -> EngineStatus:
         process = self.process()

@@ -208,6 +208,23 @@ def recorded(path: Path, cwd: Path) -> psutil.Process | None:
         return None
 
 
+def left_behind(path: Path, cwd: Path) -> list[psutil.Process]:
+    """What a process noted there started and left running when it was killed.
+
+    Args:
+        cwd: the folder that they work in.
+    """
+    pid = _read(path).get("pid")
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            # Each process of a home begins a session of its own.
+            is_ours = os.getsid(process.pid) == pid and process.pid != pid
+            if is_ours and Path(process.cwd()).samefile(cwd):
+                found.append(process)
+    return found
+
+
 def recorded_port(path: Path) -> int | None:
     """The port noted there."""
     port = _read(path).get("port")
