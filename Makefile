@@ -3,14 +3,14 @@
 # system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
-.PHONY: help demo test up down lint docs bench faults lock
+.PHONY: help demo test up down lint docs bench bench-endpoint faults lock
 PYTHON ?= python3.11
 KILLS ?= 300
 UV := .uv/bin/uv
 UV_VERSION := 0.13.8
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.installed  ## install, load 14 months of three workspaces, build, tie out, purge, show
 	.venv/bin/tidemark demo
@@ -33,6 +33,9 @@ docs: .venv/.installed  ## build the dbt docs site
 
 bench: .venv/.installed  ## measure, print a table and keep it in bench/results/
 	.venv/bin/python -m bench
+
+bench-endpoint: .venv/.installed  ## measure the HTTP endpoint against the engine in process
+	.venv/bin/python -m bench.endpoint
 
 faults: .venv/.installed  ## kill the purge again and again, and see that nothing is lost
 	PYTHONPATH=tests .venv/bin/python -m faults --kills $(KILLS)
