@@ -158,7 +158,8 @@ def prove(
     steps = plan.of(data_class)
     if not steps:
         raise TidemarkError(f"plan {plan.plan_id} has no step of {data_class}")
-    asked = _due(settings, connection, ladder, steps, data_class)
+    is_built = _is_built(settings)
+    asked = _due(settings, connection, ladder, steps, data_class) if is_built else {}
     comparison = _Comparison(settings, connection, ladder, asked, data_class)
     found = [
         *conditions(settings, connection, ladder, plan, data_class),
@@ -290,6 +291,8 @@ def conditions(
             + ("" if backup.required else "; the policy lets it pass"),
         )
     ]
+    if own.measures and not _is_built(settings):
+        return [*found, Condition("build_missing", "", 1, "run `tidemark build`")]
     if "anonymise" in own.expiry:
         found += _small_cells(settings, steps, ladder.purge.k)
     if not own.measures:
@@ -374,6 +377,17 @@ def _pending_days(
         f" where measure_group in ({groups}) and ({due})",
     )
     return int(row["days"])
+
+
+def _is_built(settings: Settings) -> bool:
+    """Whether there are marts to tie out at all."""
+    needed = ("retention.coverage", "marts.summary_kpis_daily", "marts.email_revenue_daily")
+    found = clickhouse.rows(
+        settings,
+        "select 1 from system.tables where concat(database, '.', name) in"
+        f" ({', '.join(map(_literal, needed))})",
+    )
+    return len(found) == len(needed)
 
 
 def _cold(steps: Sequence[planning.Step], copies: Sequence[ReadBack]) -> list[Condition]:

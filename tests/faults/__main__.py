@@ -49,7 +49,7 @@ def prepare(home: Warehouse) -> None:
     history.deliver(home, *DAYS)
     assert home.run("load", "--as-of", str(LOADED), "--json").json["stored"] > 0
     assert home.run("build", "--as-of", str(LOADED), "--json").json["gate"]["success"]
-    home.run("override", "set", "shop", "pixel_events", "400d")
+    home.run("override", "set", "shop", "pixel_events", "300d")
 
 
 def state(home: Warehouse) -> dict[str, str]:
