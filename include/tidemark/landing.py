@@ -23,6 +23,10 @@ _PERSONAL = re.compile(r"[^\s/@]+(?:@|%40)[^\s/@]+\.\w+|\+?\d[\d\s().-]{7,}\d")
 _CHUNK_BYTES = 1 << 20
 
 
+class Unreadable(Exception):
+    """A landing file's bytes could not be read to their end."""
+
+
 @dataclass(frozen=True, slots=True)
 class LandingFile:
     """A complete file: `<landing>/<source>/<workspace_id>/<YYYY-MM-DD>/<name>.jsonl[.gz|.zst]`."""
@@ -50,6 +54,29 @@ class LandingFile:
     def open(self) -> BinaryIO:
         """Open its bytes as they lie."""
         return self.path.open("rb")
+
+    def packed(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+        """Its bytes as they lie, in chunks; `advance` is told the bytes read.
+
+        Raises:
+            Unreadable: it is gone, or reading it failed.
+        """
+        try:
+            with self.open() as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    yield chunk
+                    advance(len(chunk))
+        except OSError as error:
+            # No OSError: to who sends the chunks that would be the receiver's.
+            raise Unreadable(self.shown) from error
+
+    def has_mark(self) -> bool:
+        """Whether its text begins with UTF-8's byte order mark.
+
+        Raises:
+            As `chunks` does.
+        """
+        return next(self.chunks(), b"").startswith(codecs.BOM_UTF8)
 
     def chunks(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
         """Its bytes unpacked, in chunks; `advance` is told the bytes read as they lie.

@@ -13,6 +13,7 @@ next run:
 import json
 import re
 import secrets
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,19 +32,29 @@ from tidemark import clickhouse, keys, ledger, overrides, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
-from tidemark.landing import LandingFile, discover
+from tidemark.landing import LandingFile, Unreadable, discover
 from tidemark.postgres import Connection
 
 #: A batch holds at most this much, or one larger file.
 BATCH_BYTES = 256 << 20
 BATCH_FILES = 400
 PARSERS = 2
-#: A statement costs a tenth of a second before its first line, and reads on one core: so small
-#: files travel together, and large ones in pieces of this many bytes of text, side by side.
+#: A statement costs a tenth of a second before its first line, so small files travel together, up
+#: to this many bytes of text.
 BUNDLE_BYTES = 64 << 20
+#: A file of this size travels alone and packed as it lies: ClickHouse unpacks it faster.
+WHOLE_BYTES = 8 << 20
+#: Two threads insert side by side, blocks large enough to make few parts.
+_INSERT = {
+    "max_insert_threads": "2",
+    "min_insert_block_size_rows": "0",
+    "min_insert_block_size_bytes": str(128 << 20),
+}
 
 RETRYABLE = ("unknown_workspace", "bad_timestamp", "past_retention")
 _REFUSED = "refused:"
+#: Why a bundle did not load.
+_Failure = ClickHouseError | Unreadable
 # The stubs take this class for a value.
 _GzipError: type[Exception] = igzip_lib.error  # type: ignore[assignment]
 # What ClickHouse finds wrong before it reads a line: unknown names, wrong types, bad syntax, …
@@ -268,6 +279,8 @@ class _Bundle:
     """Pieces of one workspace's files whose lines go to ClickHouse in one statement."""
 
     pieces: tuple[_Piece, ...]
+    #: It is one file, whole and packed: its piece has no text.
+    is_whole: bool = False
 
     @property
     def items(self) -> list[_Item]:
@@ -282,14 +295,21 @@ class _Bundle:
 
 
 def _bundles(
-    batch: Sequence[_Item], failures: dict[int, str], advance: Advance
+    batch: Sequence[_Item], failures: dict[int, str], advance: Advance, whole: int
 ) -> Iterator[_Bundle]:
-    """Cut the files into bundles as they are read; a file that can't be read goes to `failures`."""
+    """Cut the files into bundles as they are read; a file that can't be read goes to `failures`.
+
+    Files of `whole` bytes and more are left to be read by who sends them.
+    """
     pieces: list[_Piece] = []
     size = 0
     for item in sorted(batch, key=lambda item: item.file.workspace_id):
         offset = 0
         try:
+            # ClickHouse would take the mark for a part of the first line.
+            if item.file.size >= whole and not item.file.has_mark():
+                yield _Bundle((_Piece(item, 0, b""),), is_whole=True)
+                continue
             for text in item.file.lines(BUNDLE_BYTES, advance):
                 other = pieces and pieces[0].item.file.workspace_id != item.file.workspace_id
                 if other or (pieces and size + len(text) > BUNDLE_BYTES):
@@ -452,9 +472,11 @@ class _Loader:
             for item in kept
         }
         bounds = self._bounds(kept, class_name)
-        for day in self._days(sql, data_class, bounds):
+        with ThreadPoolExecutor(1) as beside:
+            days = beside.submit(lambda: list(self._days(sql, data_class, bounds)))
+            tables = self._prepare(kept, sql, data_class, bounds)
+        for day in days.result():
             results[str(day.pop("load_id"))]["days"].append(day)
-        tables = self._prepare(kept, sql, data_class, bounds)
         with self.connection.transaction():
             row = self.connection.execute(
                 "insert into control.load_batches (source, status, tables, results, prepared_at)"
@@ -491,8 +513,9 @@ class _Loader:
         extra = ", user_agent String" if has_user_agents else ""
         self._run(
             f"create table load.stage ({columns}) engine = MergeTree order by tuple()"
-            # It lives for seconds: packing it would cost more than writing it.
-            " settings default_compression_codec = 'NONE'"
+            # It lives for seconds: packing or merging it would cost more than writing it.
+            " settings default_compression_codec = 'NONE',"
+            " max_bytes_to_merge_at_max_space_in_pool = 1"
         )
         self._run(
             f"create table load.lines ({columns}, reason LowCardinality(String), line_hash String"
@@ -527,7 +550,7 @@ class _Loader:
         sessions = threading.local()
         opened: list[str] = []
 
-        def parse(bundle: _Bundle) -> ClickHouseError | None:
+        def parse(bundle: _Bundle) -> _Failure | None:
             workspace_id = bundle.items[0].file.workspace_id
             if getattr(sessions, "workspace_id", None) != workspace_id:
                 sessions.session_id = f"tidemark-load-{secrets.token_hex(16)}"
@@ -535,7 +558,9 @@ class _Loader:
                 self._open_session(sessions.session_id, workspace_id)
                 sessions.workspace_id = workspace_id
             try:
-                self._stream(bundle, statement, sessions.session_id, class_name)
+                self._stream(bundle, statement, sessions.session_id, class_name, advance)
+            except Unreadable as error:
+                return error
             except ClickHouseError as error:
                 if error.code in _STATEMENT_ERRORS:
                     raise TidemarkError(f"include/sql/load/{source}.sql: {error}") from error
@@ -544,14 +569,17 @@ class _Loader:
 
         with ThreadPoolExecutor(PARSERS) as pool:
             suspects: dict[int, _Item] = {}
-            for bundle, error in _side_by_side(pool, parse, _bundles(batch, failures, advance)):
+            bundles = _bundles(batch, failures, advance, WHOLE_BYTES)
+            for bundle, error in _side_by_side(pool, parse, bundles):
                 if error is not None:
                     suspects |= {item.load_id: item for item in bundle.items}
-            # Files that failed together are read again one by one: that shows which is at fault.
+            # Files that failed together, or packed, are read again one by one: that shows which is
+            # at fault, and where.
             self._forget(list(suspects.values()))
             for item in suspects.values():
-                for _, error in _side_by_side(pool, parse, _bundles([item], failures, _nowhere)):
-                    if error is not None:
+                bundles = _bundles([item], failures, _nowhere, sys.maxsize)
+                for _, error in _side_by_side(pool, parse, bundles):
+                    if isinstance(error, ClickHouseError):
                         failures[item.load_id] = _reason_to_show(error)
         for session_id in opened:
             # The keys need not wait in the server's memory for the session to time out.
@@ -655,7 +683,14 @@ class _Loader:
                     params=session,
                 )
 
-    def _stream(self, bundle: _Bundle, statement: str, session_id: str, class_name: str) -> None:
+    def _stream(
+        self,
+        bundle: _Bundle,
+        statement: str,
+        session_id: str,
+        class_name: str,
+        advance: Advance = lambda _: None,
+    ) -> None:
         file = bundle.items[0].file
         workspace_id, source = file.workspace_id, file.source
         data_class = self.policy.classes[class_name]
@@ -681,7 +716,17 @@ class _Loader:
             # One stream up to the window function, so that line numbers are the file's.
             "parallelize_output_from_storages": "0",
             "log_queries": "0",
+            **_INSERT,
         }
+        if bundle.is_whole:
+            clickhouse.stream_insert(
+                self.settings,
+                statement,
+                file.packed(advance),
+                content_encoding=file.encoding,
+                params=params,
+            )
+            return
         # Packed lightly: what costs is moving the bytes from process to process.
         packed = zstandard.ZstdCompressor(level=-1).compress(
             b"".join(piece.text for piece in bundle.pieces)
@@ -924,7 +969,7 @@ class _Loader:
             )
         summary = self._run(
             f"insert into {target} ({columns}) select {columns} from ({rows})",
-            {"max_insert_threads": "2"},
+            _INSERT,
         ).summary
         if not touched and int(summary.get("written_rows", 0)) == 0:
             self._run(f"drop table {target}")
@@ -1060,11 +1105,11 @@ def _nowhere(_bytes: int) -> None:
 
 def _side_by_side(
     pool: ThreadPoolExecutor,
-    work: Callable[[_Bundle], ClickHouseError | None],
+    work: Callable[[_Bundle], _Failure | None],
     bundles: Iterator[_Bundle],
-) -> Iterator[tuple[_Bundle, ClickHouseError | None]]:
+) -> Iterator[tuple[_Bundle, _Failure | None]]:
     """Do the work on bundles in the pool, reading no further ahead than it can take."""
-    running: dict[Future[ClickHouseError | None], _Bundle] = {}
+    running: dict[Future[_Failure | None], _Bundle] = {}
     for bundle in bundles:
         if len(running) == PARSERS:
             done, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -232,6 +232,34 @@ def test_lines_quarantined_for_their_time_come_back_alone(
     shop.assert_ties_out()
 
 
+@pytest.fixture(params=["in pieces", "whole"])
+def travel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go to ClickHouse in pieces, as small ones do, or whole and packed, as large ones."""
+    if request.param == "whole":
+        monkeypatch.setattr(load, "WHOLE_BYTES", 0)
+
+
+@pytest.mark.usefixtures("travel")
+@pytest.mark.parametrize("name", ["day.jsonl", "day.jsonl.gz", "day.jsonl.zst"])
+def test_bad_lines_are_known_by_their_numbers(
+    warehouse: Warehouse, tmp_path: Path, name: str
+) -> None:
+    shop = tenant(warehouse, tmp_path)
+    # More than the engine reads at once, and than two threads would keep in order.
+    bad = set(range(1, 200_001, 9_973))
+    before, after = json.dumps(changed(EVENT, event_id="number")).split("number")
+    lines = ("{" if n in bad else f"{before}{n}{after}" for n in range(1, 200_001))
+    counts = shop.load_lines("pixel", list(lines), name=name)
+    assert (counts.lines, counts.stored, counts.quarantined) == (200_000, 199_979, 21)
+    assert set(shop.quarantine()) == bad
+    assert shop.rows(
+        "select count() as n from raw.pixel_events"
+        " where workspace_id = {workspace} and toString(line_number) = event_id"
+    ) == [{"n": 199_979}]
+    shop.assert_ties_out()
+
+
+@pytest.mark.usefixtures("travel")
 def test_a_damaged_file_is_named_and_the_others_load(warehouse: Warehouse, tmp_path: Path) -> None:
     shop = tenant(warehouse, tmp_path)
     dice = random.Random(1)
@@ -269,6 +297,7 @@ def test_a_damaged_file_is_named_and_the_others_load(warehouse: Warehouse, tmp_p
     shop.assert_ties_out()
 
 
+@pytest.mark.usefixtures("travel")
 def test_text_of_another_encoding_ends_in_quarantine(warehouse: Warehouse, tmp_path: Path) -> None:
     shop = tenant(warehouse, tmp_path)
     text = json.dumps(changed(EVENT, event_name="Größe"), ensure_ascii=False) + "\n"
@@ -305,6 +334,7 @@ def test_what_is_no_landing_file_is_named_and_left_alone(
     assert empty.load().files == ()
 
 
+@pytest.mark.usefixtures("travel")
 def test_a_file_that_vanishes_is_named(
     warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

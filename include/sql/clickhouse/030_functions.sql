@@ -40,8 +40,13 @@ create or replace function tidemark_redact_url as (t) ->
 -- Properties are re-serialised JSON, so that string literals can be told from the rest by pattern:
 -- values of keys that name personal data go whole, then each literal is redacted as text.
 create or replace function tidemark_properties_are_suspect as (p) ->
-    tidemark_is_suspect(p)
-    or match(p, '(?i)"[a-z_ \-]*(mail|phone|mobile|name|address|street|postcode|zip|postal|birth|passport|agent|ip|ua|tel)[a-z_0-9 \-]*":');
+    match(
+        p,
+        concat(
+            '@|%40|[0-9][0-9 ().\-]{6,}[0-9]|Mozilla/',
+            '|(?i:"(?:[a-z_ \-]*(?:mail|phone|mobile|name|address|street|postcode|zip|postal|birth|passport|agent)[a-z_0-9 \-]*|ip|ua|tel)":)'
+        )
+    );
 
 -- What stands under such a key: a literal, a number, or a list or object of them, itself of such.
 create or replace function tidemark_personal_properties as (p) ->
@@ -108,7 +113,7 @@ create or replace function tidemark_pseudonym as (kind, value, key) ->
 
 -- An identifier that somebody made of an e-mail address; others must stay as they are to match.
 create or replace function tidemark_id as (kind, value, key) ->
-    if(match(value, '^[^{\[].*(?:@|%40)'), tidemark_pseudonym(kind, value, key), value);
+    if(multiSearchAny(value, ['@', '%40']) and match(value, '^[^{\[].*(?:@|%40)'), tidemark_pseudonym(kind, value, key), value);
 
 create or replace function tidemark_text as (value) -> ifNull(value, '');
 
@@ -179,6 +184,7 @@ create or replace function tidemark_click_id_kind as (query) ->
 create or replace function tidemark_source_rule as (utm_source, medium, query, host, referrer_host) ->
     multiIf(
         utm_source = '' and medium = '' and query = '' and referrer_host = '', 'r13',
+        utm_source = '' and medium = '' and query = '' and referrer_host = host, 'r08',
         multiSearchAny(query, ['&gclid=', '&gbraid=', '&wbraid=', '&gad_source='])
         or (utm_source in ('google', 'adwords', 'youtube') and tidemark_is_paid(medium)), 'r01',
         utm_source in ('facebook', 'fb', 'instagram', 'ig', 'meta', 'an')

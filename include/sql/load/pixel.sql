@@ -6,7 +6,7 @@ with parsed as (
         line_number,
         JSONExtract(
             line,
-            'Tuple(event_id Nullable(String), event_name Nullable(String), timestamp Nullable(String), anonymous_id Nullable(String), user_id Nullable(String), session_id Nullable(String), email Nullable(String), ip Nullable(String), user_agent Nullable(String), url Nullable(String), referrer Nullable(String), viewport Nullable(String), language Nullable(String), timezone Nullable(String), consent Nullable(String), properties Nullable(String))'
+            'Tuple(event_id String, event_name String, timestamp String, anonymous_id String, user_id String, session_id String, email String, ip String, user_agent String, url String, referrer String, viewport String, language String, timezone String, consent String, properties Nullable(String))'
         ) as e
     from {{ lines }}
 ),
@@ -16,25 +16,26 @@ fields as (
         line,
         load_id,
         line_number,
-        tidemark_text(e.event_id) as event_id,
-        tidemark_text(e.event_name) as event_name,
-        tidemark_text(e.anonymous_id) as anonymous_id,
-        tidemark_text(e.timestamp) as timestamp_text,
+        e.event_id as event_id,
+        toLowCardinality(e.event_name) as event_name,
+        e.anonymous_id as anonymous_id,
+        e.timestamp as timestamp_text,
         tidemark_time(timestamp_text) as happened_at,
-        tidemark_text(e.session_id) as session_id,
-        lowerUTF8(trimBoth(tidemark_text(e.email))) as email,
-        tidemark_text(e.user_id) as user_id,
-        tidemark_text(e.ip) as ip,
-        tidemark_text(e.user_agent) as user_agent,
-        tidemark_text(e.url) as url,
-        tidemark_text(e.referrer) as referrer,
-        tidemark_text(e.viewport) as viewport,
-        tidemark_text(e.language) as language,
-        tidemark_text(e.timezone) as timezone,
-        tidemark_text(e.consent) as consent,
+        e.session_id as session_id,
+        lowerUTF8(trimBoth(e.email)) as email,
+        e.user_id as user_id,
+        toLowCardinality(e.ip) as ip,
+        toLowCardinality(e.user_agent) as user_agent,
+        e.url as url,
+        toLowCardinality(cutQueryStringAndFragment(url)) as page,
+        toLowCardinality(cutQueryStringAndFragment(e.referrer)) as referring_page,
+        toLowCardinality(e.viewport) as viewport,
+        toLowCardinality(e.language) as language,
+        toLowCardinality(e.timezone) as timezone,
+        toLowCardinality(e.consent) as consent,
         ifNull(e.properties, '{}') as raw_properties,
-        toLowCardinality(lower(domain(url))) as url_host,
-        toLowCardinality(lower(domain(referrer))) as referrer_host,
+        lower(domain(page)) as url_host,
+        lower(domain(referring_page)) as referrer_host,
         tidemark_query(url) as query,
         position(query, '&utm_') > 0 as has_utm
     from parsed
@@ -62,9 +63,9 @@ select
     tidemark_id('session_id', session_id, pseudonym_key) as session_id,
     tidemark_pseudonym('email', email, pseudonym_key) as customer_key,
     tidemark_pseudonym('user_id', user_id, pseudonym_key) as user_key,
-    tidemark_id('order_id', JSONExtractString(raw_properties, 'order_id'), pseudonym_key) as order_id,
+    tidemark_id('order_id', if(position(raw_properties, '"order_id"') > 0, JSONExtractString(raw_properties, 'order_id'), ''), pseudonym_key) as order_id,
     url_host,
-    tidemark_redact_url(path(url)) as url_path,
+    tidemark_redact_url(path(page)) as url_path,
     if(
         has_utm,
         arrayStringConcat(
@@ -77,7 +78,7 @@ select
         ''
     ) as url_parameters,
     referrer_host,
-    tidemark_redact_url(path(referrer)) as referrer_path,
+    tidemark_redact_url(path(referring_page)) as referrer_path,
     click_id_kind,
     if(click_id_kind = '', '', tidemark_pseudonym('click_id', tidemark_parameter(query, click_id_kind), pseudonym_key)) as click_id_hash,
     tidemark_source(source_rule_id, utm_source, click_id_kind, referrer_host) as source,
@@ -94,15 +95,20 @@ select
         '',
         tidemark_pseudonym('ip', ip, salts[indexOf(salt_days, toDate(event_at))])
     ) as ip_hash,
-    tidemark_redact(toLowCardinality(viewport)) as viewport,
-    tidemark_redact(toLowCardinality(language)) as language,
-    tidemark_redact(toLowCardinality(timezone)) as timezone,
+    tidemark_redact(viewport) as viewport,
+    tidemark_redact(language) as language,
+    tidemark_redact(timezone) as timezone,
     if(
         length(raw_properties) > 8192,
         concat('{"__truncated":true,"original_bytes":', toString(length(raw_properties)), '}'),
         tidemark_redact_properties(raw_properties)
     ) as properties,
     multiIf(
+        -- Nearly every line. What follows copies the lines that it is asked of.
+        event_id != '' and event_name != '' and anonymous_id != '' and happened_at is not null
+        and substring(event_id, 1, 1) not in ('{', '[') and substring(event_name, 1, 1) not in ('{', '[')
+        and substring(anonymous_id, 1, 1) not in ('{', '[') and substring(url, 1, 1) not in ('{', '[')
+        and startsWith(raw_properties, '{') and consent in ('', '{"analytics":true}'), '',
         event_id = '', tidemark_unreadable(line, 'event_id'),
         tidemark_is_container(line, event_id, 'event_id'), 'bad_value:event_id',
         event_name = '', 'missing_field:event_name',
@@ -113,8 +119,7 @@ select
         happened_at is null, 'bad_value:timestamp',
         not startsWith(raw_properties, '{'), 'bad_value:properties',
         tidemark_is_container(line, url, 'url'), 'bad_value:url',
-        consent not in ('', '{"analytics":true}')
-        and lower(trimBoth(if(startsWith(consent, '{'), JSONExtractString(consent, 'analytics'), consent))) in ('false', '0', 'no', 'denied'), 'refused:consent',
+        lower(trimBoth(if(startsWith(consent, '{'), JSONExtractString(consent, 'analytics'), consent))) in ('false', '0', 'no', 'denied'), 'refused:consent',
         ''
     ) as reason
 from classified

@@ -28,7 +28,7 @@ timezone LowCardinality(String),
 properties String
 
 -- block: key
-reinterpretAsUInt128(sipHash128(toString(workspace_id), event_id, toYYYYMM(local_date)))
+reinterpretAsUInt128(sipHash128(concat(workspace_id, '\0', event_id, '\0', toString(toYYYYMM(local_date)))))
 
 -- block: version
 toDateTime64(0, 6, 'UTC')

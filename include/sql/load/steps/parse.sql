@@ -9,7 +9,9 @@ with
     arrayMap(salt -> (salt.2, salt.3), salt_rows) as salts,
     numbered_lines as (
         select line, row_number() over (rows between current row and current row) as number
-        from input('line String')
+        -- Behind the numbering the lines go on in as many threads as there were streams before it:
+        -- without the second, empty one that is a single thread.
+        from (select line from input('line String') union all select '' from numbers(0))
     ),
     wanted_lines as (
         select
