@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tidemark import availability, clickhouse, frozen, overrides, policy, secrets_store
@@ -208,7 +209,7 @@ def _insert(settings: Settings, table: str, rows: Sequence[Mapping[str, Any]]) -
 
 def seed(settings: Settings) -> bool:
     """Bring the seeds into ClickHouse where their files changed; whether they had."""
-    applied = _Applied(settings, "seeds", ["seeds"])
+    applied = _Applied(settings, "seeds", [settings.dbt_project / "seeds"])
     tables = clickhouse.rows(
         settings, "select name from system.tables where database = 'reference'"
     )
@@ -256,19 +257,20 @@ def note_models(settings: Settings) -> None:
 
 
 def _models_applied(settings: Settings) -> "_Applied":
-    return _Applied(settings, "models", ["models", "macros", "dbt_project.yml"])
+    # Contracts depend on the types of what the models read, too.
+    parts = [settings.dbt_project / name for name in ("models", "macros", "dbt_project.yml")]
+    return _Applied(settings, "models", [*parts, settings.sql / "clickhouse"])
 
 
 class _Applied:
-    """Whether a part of the dbt project is the one that this home applied last."""
+    """Whether some files and folders are as this home applied them last."""
 
-    def __init__(self, settings: Settings, name: str, parts: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, name: str, parts: Sequence[Path]) -> None:
         digest = hashlib.sha256()
-        for part in parts:
-            root = settings.dbt_project / part
+        for root in parts:
             for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
                 if path.is_file():
-                    digest.update(str(path.relative_to(settings.dbt_project)).encode())
+                    digest.update(str(path.relative_to(root.parent)).encode())
                     digest.update(path.read_bytes())
         self._digest = digest.hexdigest()
         self._mark = settings.home / "dbt" / f"{name}.sha256"
@@ -402,6 +404,7 @@ def environment(settings: Settings) -> Iterator[None]:
     wanted = {
         "TIDEMARK_CLICKHOUSE_PORT": str(settings.clickhouse_port),
         "TIDEMARK_POSTGRES_PORT": str(settings.postgres_port),
+        "TIDEMARK_CONTRACTS": "held" if models_unchanged(settings) else "ask",
         "DBT_ENV_SECRET_CLICKHOUSE_PASSWORD": secrets_store.read_password(
             settings.secrets, secrets_store.CLICKHOUSE_OWNER
         ),
