@@ -107,6 +107,8 @@ class Condition:
     open: int
     #: What to do about it.
     advice: str
+    #: What the verdict says although nothing is open.
+    note: str = ""
 
     def __str__(self) -> str:
         where = f" of workspace {self.workspace_id}" if self.workspace_id else ""
@@ -197,9 +199,7 @@ def _judge(
         "conditions": {
             f"{condition.name}:{condition.workspace_id}": condition.open for condition in conditions
         },
-        "notes": sorted(
-            {condition.advice for condition in conditions if not condition.open} - {""}
-        ),
+        "notes": sorted({condition.note for condition in conditions} - {""}),
         "expectations": outcome.evaluated,
         "failed_expectations": len(outcome.failures),
         "differences": max((failure.count for failure in outcome.failures), default=0),
@@ -287,8 +287,8 @@ def conditions(
             "verified_backup_missing",
             "",
             int(backup.required),
-            f"no verified backup younger than {backup.hours} hours is known"
-            + ("" if backup.required else "; the policy lets it pass"),
+            f"no verified backup younger than {backup.hours} hours is known",
+            note="" if backup.required else "no backup is verified yet; the policy lets it pass",
         )
     ]
     if own.measures and not _is_built(settings):
@@ -356,7 +356,7 @@ def _small_cells(settings: Settings, steps: Sequence[planning.Step], k: int) -> 
         " orders: they are the workspace's own, share marts.customer_cohorts_shareable"
     )
     return [
-        Condition("small_cells_of_own_cohorts", "", 0, small if exact else ""),
+        Condition("small_cells_of_own_cohorts", "", 0, "", note=small if exact else ""),
         Condition("small_cells_of_shared_cohorts", "", shared, "run `tidemark build`"),
     ]
 
