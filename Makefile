@@ -3,7 +3,7 @@
 # system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
-.PHONY: help demo test up down lint docs bench bench-endpoint faults lock
+.PHONY: help demo test test-airflow up down lint docs bench bench-endpoint faults lock
 PYTHON ?= python3.11
 KILLS ?= 300
 UV := .uv/bin/uv
@@ -17,6 +17,9 @@ demo: .venv/.installed  ## install, load 14 months of three workspaces, build, t
 
 test: .venv/.installed  ## install if needed and run every test
 	.venv/bin/pytest
+
+test-airflow: .venv/.installed  ## outages on the real scheduler, many minutes
+	.venv/bin/pytest -m airflow tests/dags
 
 up: .venv/.installed  ## start the engines and Airflow
 	.venv/bin/tidemark up

@@ -64,6 +64,10 @@ class AirflowHome:
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done.stdout if check else done.stdout + done.stderr
 
+    def status(self) -> Any:
+        """The engines and Airflow's processes."""
+        return json.loads(self.run("status", "--json"))
+
     def sql(self, query: str, store: str = "clickhouse") -> Any:
         """The rows of a query."""
         return json.loads(self.run("sql", query, "--store", store, "--json"))

@@ -1,47 +1,21 @@
 """The DAGs on the real scheduler: files become marts, and no control of Airflow opens the gate."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from airflow_home import AirflowHome, airflow_home
 from chromium import installed, page
+from deliveries import CANARY, deliver
 
 TODAY = datetime.now(UTC).date()
 #: Past a window of six months, inside that of the policy.
 OLD = TODAY.replace(day=15) - timedelta(days=240)
-CANARY = "canary.person@example.org"
-
-
-def pixel(number: int, day: Any) -> dict[str, Any]:
-    """A page view of a day."""
-    return {
-        "event_id": f"event-{day}-{number}",
-        "event_name": "$pageview",
-        "timestamp": f"{day}T12:00:00Z",
-        "anonymous_id": f"visitor-{number}",
-        "session_id": f"session-{number}",
-        "email": CANARY,
-        "ip": "81.2.69.142",
-        "user_agent": "Mozilla/5.0 (Windows NT 10.0; Win64; x64) Chrome/141.0.0.0 Safari/537.36",
-        "url": f"https://mugs.example/new?utm_source=facebook&utm_medium=cpc&mail={CANARY}",
-        "consent": {"analytics": True},
-    }
-
-
-def deliver(home: AirflowHome, day: Any, count: int) -> None:
-    """A file of page views of a day, delivered on that day."""
-    folder = home.warehouse.settings.landing_path / "pixel" / "mugs" / str(day)
-    folder.mkdir(parents=True)
-    lines = [json.dumps(pixel(number, day)) for number in range(count)]
-    (folder / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def raw_rows(home: AirflowHome) -> int:
