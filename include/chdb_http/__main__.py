@@ -121,6 +121,15 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, StartError) as error:
         sys.stderr.write(f"chdb_http: {error}\n")
         return 1
+    for part in engine.broken:
+        database, table, name = part.split("\t")
+        message = (
+            f"table {database}.{table} misses the rows of a damaged part, which was set aside as"
+            f" detached/{name}: restore the table from a backup, then drop that part"
+        )
+        log.error(message)
+        sys.stderr.write(f"chdb_http: {message}\n")
+        sys.stderr.flush()
     try:
         asyncio.run(_run(config, engine, listener))
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Config:
     settings: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
     max_workers: int = 128
+    long_statements: int = field(default_factory=lambda: os.cpu_count() or 1)
     max_connections: int = 1024
     receive_timeout: int = 60
     send_timeout: int = 300
@@ -70,6 +72,7 @@ KEYS = {
     "settings",
     "server",
     "max_workers",
+    "long_statements",
     "max_connections",
     "receive_timeout",
     "send_timeout",
@@ -80,6 +83,7 @@ KEYS = {
 NUMBERS = {
     "port": 1,
     "max_workers": 1,
+    "long_statements": 1,
     "max_connections": 1,
     "receive_timeout": 1,
     "send_timeout": 1,

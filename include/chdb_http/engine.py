@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import importlib.metadata
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -42,6 +43,15 @@ def _xml(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     return escape(str(value))
+
+
+def _newer(version: str, than: str) -> bool:
+    """Is a version of a later release than another? The last number is for corrections."""
+
+    def release(text: str) -> list[int]:
+        return [int(part) for part in text.split(".")[:2] if part.isdigit()]
+
+    return release(version) > release(than)
 
 
 def server_config(config: Config) -> str:
@@ -128,6 +138,8 @@ class Engine:
         self._keeper: Any = None
         self._string = ""
         self.version = ""
+        # Tab separated: database, table and name of parts that could not be loaded.
+        self.broken: list[str] = []
         self.timezone = "UTC"
 
     def lock(self) -> None:
@@ -155,6 +167,13 @@ class Engine:
     def open(self) -> None:
         """Start the engine. Raises StartError with the engine's reason."""
         config = self.config
+        written_by = config.data / "chdb_http.version"
+        installed = importlib.metadata.version("chdb-core")
+        if written_by.exists() and _newer(written := written_by.read_text().strip(), installed):
+            raise StartError(
+                f"{config.data} was written by chdb-core {written}, and {installed} is installed:"
+                " install that version or a later one, or restore a backup into another folder"
+            )
         path = config.data / "chdb_http.xml"
         path.write_text(server_config(config))
         path.chmod(0o600)
@@ -182,9 +201,14 @@ class Engine:
         keeper = Connection(self._keeper)
         try:
             self._own_default(keeper)
+            self.broken = keeper.text(
+                "SELECT database, table, name FROM system.detached_parts"
+                " WHERE startsWith(reason, 'broken')"
+            ).splitlines()
             self.version, self.timezone = keeper.text("SELECT version(), timezone()").split()
         except EngineError as error:
             raise StartError(f"the engine did not open {config.data}: {error}") from error
+        written_by.write_text(f"{installed}\n")
 
     def _own_default(self, keeper: Connection) -> None:
         """Make ``default`` an ordinary database.

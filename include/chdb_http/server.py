@@ -38,6 +38,7 @@ from chdb_http.config import Config, User
 from chdb_http.engine import Connection, Engine
 from chdb_http.errors import ClickHouseError, EngineError
 from chdb_http.guard import VALUES_SETTINGS, Guard
+from chdb_http.lanes import Lanes
 from chdb_http.multipart import External, read_form
 from chdb_http.pipe import Pipe
 from chdb_http.protocol import EARLY_HEADER
@@ -465,6 +466,7 @@ class App:
         self.config = config
         self.engine = engine
         self.guard = Guard(config, engine)
+        self.lanes = Lanes(config.long_statements)
         self.sessions = Sessions(engine)
         # By whether the user is read-only.
         self._pools = {False: engine.pool({}), True: engine.pool({"readonly": "1"})}
@@ -607,6 +609,17 @@ class App:
             raise ClickHouseError(210, "NETWORK_ERROR", "The endpoint is shutting down")
         plan = await self._plan(request, body)
         await _hold_values(plan, body)
+        if plan.statement is None or not plan.statement.rows:
+            await self._answer(request, plan, body, answer)
+            return
+        async with self.lanes.turn(plan.text) as cost:
+            cost.figures = await self._answer(request, plan, body, answer)
+            cost.size = answer.size
+
+    async def _answer(
+        self, request: Request, plan: Plan, body: Body, answer: Answer
+    ) -> Mapping[str, int]:
+        """Run a plan and answer with its outcome; its figures."""
         run = Run(request.query_id)
         self.runs[id(run)] = run
         entrance = Pipe(engine_reads=True) if plan.feed else None
@@ -637,6 +650,7 @@ class App:
                 await answer.fail(error)
             else:
                 await answer.finish(figures)
+            return figures
         finally:
             for task in tasks:
                 task.cancel()

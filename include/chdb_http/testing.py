@@ -74,9 +74,10 @@ class Daemon:
             text=True,
         )
 
-    def start(self) -> Daemon:
+    def start(self, patience: float = 120) -> Daemon:
+        """Start it and wait until it answers, so many seconds: the machine may be busy."""
         self.process = self.spawn()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 output = self.process.stdout.read() if self.process.stdout else ""
@@ -96,7 +97,7 @@ class Daemon:
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         if self.process.stdout:
             self.process.stdout.close()
         return code
