@@ -3,7 +3,7 @@
 # system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
-.PHONY: help demo test test-airflow up down lint docs bench bench-endpoint faults lock
+.PHONY: help demo test test-airflow up down lint docs bench bench-endpoint faults lock faults-endpoint soak
 PYTHON ?= python3.11
 KILLS ?= 300
 UV := .uv/bin/uv
@@ -42,6 +42,12 @@ bench-endpoint: .venv/.installed  ## measure the HTTP endpoint against the engin
 
 faults: .venv/.installed  ## kill the purge again and again, and see that nothing is lost
 	PYTHONPATH=tests .venv/bin/python -m faults --kills $(KILLS)
+
+faults-endpoint: .venv/.installed  ## kill the ClickHouse endpoint 100 times and count
+	.venv/bin/python -m bench.faults_endpoint
+
+soak: .venv/.installed  ## 32 clients at once on the ClickHouse endpoint, ten minutes
+	.venv/bin/python -m bench.soak_endpoint
 
 # uv comes from the package index like everything else, into a corner of its own.
 $(UV):
