@@ -189,11 +189,27 @@ class Door:
         """
         done = {entry["step_id"] for entry in self._entries(DONE)}
         begun = {entry["step"]["step_id"]: entry for entry in self._entries(BEGUN)}
+        # A mart's own step read its cold copy back: from then on that is where the figures are.
+        tiered = {
+            (target["table"], own["workspace_id"], entry["step"]["month"])
+            for step_id, entry in begun.items()
+            if step_id in done
+            for target in entry["step"]["targets"]
+            for own in entry["step"]["ranges"]
+        }
         problems: list[str] = []
         for step in plan.steps:
             if step.step_id in done:
+                before = {
+                    table: {
+                        workspace_id: digest
+                        for workspace_id, digest in workspaces.items()
+                        if (table, workspace_id, step.month.isoformat()) not in tiered
+                    }
+                    for table, workspaces in begun[step.step_id]["aggregates"].items()
+                }
                 problems += self._left(step)
-                problems += self._changed(step, begun[step.step_id]["aggregates"])
+                problems += self._changed(step, before)
         problems += [
             f"{table} is left over from a build: run `tidemark build`, or drop it"
             for table in orphans(self.settings)
