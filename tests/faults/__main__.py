@@ -171,6 +171,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
+    # Children that are killed leave semaphores of their libraries behind, and are meant to.
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     chance = random.Random(arguments.seed)
     kills = lost = rounds = 0
     killed_at: set[str] = set()
