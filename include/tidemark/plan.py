@@ -103,6 +103,10 @@ class Step:
                     yield own.workspace_id, day
                 day += timedelta(days=1)
 
+    def takes_the_same(self, other: "Step") -> bool:
+        """Whether another step would take the very same rows, in whatever way."""
+        return _rows_of(self) == _rows_of(other)
+
     def predicate(self, day_column: str) -> str:
         """SQL that holds on its workspaces and days."""
         return due_predicate(self.month, self.ranges, day_column)
@@ -190,6 +194,12 @@ class Plan:
         if _hash(replace(plan, plan_id="")) != plan.plan_id:
             raise TidemarkError(f"plan {plan.plan_id} is not what its id says")
         return plan
+
+
+def _rows_of(step: Step) -> Step:
+    # A table that classes share is whole for the last of them only.
+    targets = tuple(replace(target, whole_partition=False) for target in step.targets)
+    return replace(step, step_id="", action="delete_rows", targets=targets)
 
 
 def step_from_dict(document: Mapping[str, Any]) -> Step:

@@ -97,6 +97,7 @@ class Door:
         verdicts: Mapping[str, Verdict | None],
         *,
         as_of: date,
+        current: Plan,
         approved_by: str | None = None,
         only: str | None = None,
     ) -> tuple[StepReport, ...]:
@@ -105,6 +106,8 @@ class Door:
         Args:
             verdicts: of the gate, by class.
             as_of: the day that decides: the plan's own.
+            current: what would be planned now; a step that is not in it does not happen, for a
+                window, a hold or the rows have changed.
             approved_by: who let a plan over the policy's size go.
             only: this class of the plan alone.
 
@@ -123,7 +126,7 @@ class Door:
             raise Refused(
                 f"{policy.path(self.settings)} changed since plan {plan.plan_id}: plan again"
             )
-        if plan.needs_approval and not approved_by:
+        if plan.rows > self.ladder.purge.approval_rows and not approved_by:
             raise Refused(
                 f"plan {plan.plan_id} destroys {plan.rows} rows, more than the"
                 f" {self.ladder.purge.approval_rows} that go without a person's approval:"
@@ -138,6 +141,10 @@ class Door:
                     continue
                 try:
                     proof = self._checked(plan, name, verdicts.get(name))
+                    if not any(step.takes_the_same(own) for own in current.steps):
+                        raise Refused(
+                            f"{name} of {step.month:%Y-%m} changed since the plan: plan again"
+                        )
                     reports.append(self._begin(plan, step, proof, approved_by))
                 except Refused as error:
                     self._enter(

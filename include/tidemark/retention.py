@@ -240,7 +240,12 @@ def purge_plan(
             ledger.copy_head(settings, connection, clock())
             resumed = door.resume()
             return resumed + door.purge(
-                found, verdicts, as_of=as_of, approved_by=approved_by, only=only
+                found,
+                verdicts,
+                as_of=as_of,
+                current=_plan(settings, connection, ladder, as_of),
+                approved_by=approved_by,
+                only=only,
             )
         finally:
             ledger.copy_head(settings, connection, clock())
@@ -316,7 +321,7 @@ def purge(
             cold.sweep(settings, connection, found.steps)
             if found.needs_approval and not approved_by:
                 # Before the work of proving it.
-                door.purge(found, {}, as_of=as_of)
+                door.purge(found, {}, as_of=as_of, current=found)
             verdicts: dict[str, Verdict] = {}
             for name in found.classes:
                 # A class at a time: the marts go after the raw rows that prove them.
@@ -324,7 +329,7 @@ def purge(
                     settings, connection, ladder, found, name, clock, gate, note
                 )
                 steps += door.purge(
-                    found, verdicts, as_of=as_of, approved_by=approved_by, only=name
+                    found, verdicts, as_of=as_of, current=found, approved_by=approved_by, only=name
                 )
             steps += door.expire(as_of)
             problems = door.verify(found)

@@ -189,6 +189,21 @@ def test_a_load_between_gate_and_purge_is_noticed(built: Warehouse) -> None:
     built.run("build", "--as-of", str(LOADED))
 
 
+def test_a_hold_between_gate_and_purge_is_noticed(built: Warehouse) -> None:
+    found = plan(built, date(2025, 10, 10))
+    verdict = retention.prove(built.settings, found, "pixel_events", clock=now, gate=gate)
+    assert verdict.success
+    rows = count(built, "raw.pixel_events")
+    for subject in ((), ("--subject", history.PERSON)):
+        held = built.run(
+            "hold", "add", "--workspace", "shop", *subject, "--reason", "late case", "--json"
+        ).json
+        [report] = purge_with(built, found, {"pixel_events": verdict})
+        assert (report.status, report.rows) == ("refused", 0)
+        built.run("hold", "release", str(held["hold_id"]))
+    assert count(built, "raw.pixel_events") == rows
+
+
 def test_the_macros_refuse_without_a_permit(built: Warehouse) -> None:
     found = plan(built, date(2025, 10, 10))
     [step] = found.steps
