@@ -371,3 +371,13 @@ def test_refunds_of_an_order_past_its_window_load_and_the_order_stays_as_it_stan
     )
     assert (counts.stored, counts.quarantined) == (0, 1)
     assert set(shop.quarantine().values()) == {"past_retention"}
+
+    # Inside a longer window the order is one row again, of its newest version.
+    last = changed(order, updated_at="2026-11-05T10:00:00Z", refunds=[refund(2, "2026-11-01", "3")])
+    shop.deliver("shopify_orders", [last], name="zz.jsonl")
+    report = shop.load(as_of=date(2026, 11, 5))
+    assert report.files[0].counts.stored == 1
+    [_] = shop.table("raw.orders")
+    [row] = shop.table("raw.order_refunds")
+    assert (row["refund_id"], Decimal(row["amount"])) == ("2", 3)
+    shop.assert_ties_out()
