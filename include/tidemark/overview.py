@@ -144,6 +144,7 @@ class Overview:
     classes: tuple[ClassState, ...]
     #: When the plan was made that `waiting` speaks of.
     planned_at: datetime | None
+    #: It is over the policy's size, and nothing of it has gone.
     needs_approval: bool
     waiting: tuple[Waiting, ...]
     sources: tuple[SourceState, ...]
@@ -202,7 +203,9 @@ def _count_workspaces(connection: Connection) -> int:
 def _last_plan(connection: Connection) -> Row | None:
     return connection.execute(
         "select plan_id, created_at, document -> 'held' as held,"
-        " coalesce((document ->> 'needs_approval')::boolean, false) as needs_approval"
+        " coalesce((document ->> 'needs_approval')::boolean, false) and not exists ("
+        "  select from control.ledger where kind = 'step_begun'"
+        "  and ledger.document ->> 'plan_id' = plans.plan_id) as needs_approval"
         " from control.plans order by created_at desc limit 1"
     ).fetchone()
 

@@ -43,8 +43,9 @@ class Scale:
     """Where a day lies on the time axis, 0 to 1000."""
 
     def __init__(self, span: Span) -> None:
-        # Today's edge is not the picture's edge.
-        self.span = Span(span.first, span.last + timedelta(days=20))
+        # Neither the oldest day nor today lies on the picture's edge.
+        margin = max((span.last - span.first) / 40, timedelta(days=7))
+        self.span = Span(span.first - margin, span.last + margin)
         self._days = max((self.span.last - self.span.first).days, 1)
 
     def x(self, day: date) -> float:
@@ -57,13 +58,13 @@ class Scale:
         return round(max(self.x(span.last + timedelta(days=1)) - self.x(span.first), 3.0), 1)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Months to write at the axis: not more than a dozen."""
+        """Months to write at the axis: so few that they stand apart."""
         months = self._days // 30
-        step = next(step for step in (1, 2, 3, 6, 12, 24, 60, 120) if months / step <= 12)
+        step = next(step for step in (1, 2, 3, 6, 12, 24, 60, 120, 1200) if months / step <= 6)
         index = self.span.first.year * 12 + self.span.first.month
         found = []
         while (day := date(index // 12, index % 12 + 1, 1)) <= self.span.last:
-            if (day.month - 1) % min(step, 12) == 0:
+            if (index - 1) % step == 0:
                 found.append((self.x(day), f"{day:%b %Y}"))
             index += 1
         return found

@@ -140,7 +140,7 @@ def test_a_person_lets_a_large_purge_go(home: AirflowHome) -> None:
 
     waiting(home, "approved")
     text = home.fetch("/retention/", cookie=home.token).body.decode()
-    assert "needs a person's approval" in text
+    assert "only with a person" in text
     home.answer("approved", "Approve")
     states = home.ended("retention_nightly", "approved")
     assert states[""] == "success", states
@@ -156,6 +156,7 @@ def test_a_person_lets_a_large_purge_go(home: AirflowHome) -> None:
     assert entry["who"] == "admin"
     text = home.fetch("/retention/", cookie=home.token).body.decode()
     assert "approved by admin" in text
+    assert "only with a person" not in text
     proof = text.split('href="proofs/validations/')[1].split('"')[0]
     found = home.fetch(f"/retention/proofs/validations/{proof}", cookie=home.token)
     assert found.status == 200
