@@ -301,8 +301,8 @@ class Policy(_Strict):
             yield (
                 (*at, "expiry"),
                 (
-                    "drop_personal_columns stands where personal columns are left out of a cold file,"
-                    " and nowhere else"
+                    "drop_personal_columns stands where personal columns are left out of a cold"
+                    " file, and nowhere else"
                 ),
             )
         if ("roll_up" in own.expiry) != (limited and bool(own.measures)):
