@@ -885,7 +885,13 @@ class App:
                 answer.format = statement.format or answer.format
                 if statement.rows:
                     sql = statement.into(job.exit.path, answer.format)
-                    result = connection.run(sql, params=bound)
+                    try:
+                        result = connection.run(sql, params=bound)
+                    except EngineError as error:
+                        if error.name == "SYNTAX_ERROR":
+                            # Said anew of the statement as it was sent.
+                            connection.run(statement.text, "Null", bound)
+                        raise
                 else:
                     result = connection.run(statement.text, answer.format, bound)
                     said = bytes(result.bytes())

@@ -203,7 +203,8 @@ class Statement:
 def read_statement(text: str) -> Statement:
     """Split a statement at its FORMAT clause.
 
-    Raises ClickHouseError for an empty one, for several statements at once and for INTO OUTFILE.
+    Raises ClickHouseError for an empty one, an open quote, several statements at once and INTO
+    OUTFILE.
     """
     items = list(tokens(text))
     while items and items[-1].text == ";":
@@ -211,6 +212,12 @@ def read_statement(text: str) -> Statement:
     if not items:
         raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: Empty query")
     text = text[: items[-1].end]
+    for item in items:
+        # What is put behind the statement would stand inside its string.
+        if item.kind == "punct" and item.text in "'\"`":
+            raise ClickHouseError(
+                62, "SYNTAX_ERROR", f"Syntax error: a quote is not closed at position {item.end}"
+            )
     if any(item.text == ";" for item in items if item.kind == "punct"):
         raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)")
     word = next((item.word for item in items if item.text != "("), "")

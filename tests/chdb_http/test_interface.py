@@ -144,6 +144,10 @@ def test_sessions(daemon: Daemon) -> None:
     [
         ("SELECT * FROM absent", 60, 404),
         ("SELEC 1", 62, 400),
+        ("SELECT 'it's'", 62, 400),
+        ("SELECT `x", 62, 400),
+        ("SELECT 1 /*", 62, 400),
+        ("SELECT 1 FROM", 62, 400),
         ("SELECT nope", 47, 404),
         ("SELECT nofunction(1)", 46, 404),
         ("SELECT toInt32('x')", 6, 400),
@@ -159,6 +163,8 @@ def test_errors(daemon: Daemon, query: str, code: int, status: int) -> None:
     assert (reply.code, reply.status) == (code, status), reply.body
     assert reply.body.startswith(f"Code: {code}. DB::".encode())
     assert b"/proc/" not in reply.body
+    assert b"OUTFILE '" not in reply.body
+    assert b"the request's body" not in reply.body
     assert reply.body.count(b"Code:") == 1
 
 
