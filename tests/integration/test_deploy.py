@@ -34,7 +34,8 @@ def test_clickhouse_takes_the_configuration(tmp_path: Path) -> None:
     )
     (tmp_path / "users.xml").write_text(
         "<clickhouse><users><default><password/><networks><ip>::/0</ip></networks>"
-        "<profile>default</profile><quota>default</quota></default></users>"
+        "<profile>default</profile><quota>default</quota>"
+        "<access_management>1</access_management></default></users>"
         "<profiles><default/></profiles><quotas><default/></quotas></clickhouse>"
     )
     for name in ("server.xml", "cluster.xml"):
