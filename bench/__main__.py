@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -23,10 +23,12 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from rich.table import Table
+from upath import UPath
 
 from bench.generate import generate_pixel
-from tidemark import clickhouse, engines, flows, gate, load, policy, postgres, workspaces
+from tidemark import clickhouse, engines, flows, gate, load, postgres, workspaces
 from tidemark.config import Settings
+from tidemark.landing import LandingFile
 
 RESULTS = Path(__file__).parent / "results"
 DAY = date(2026, 11, 19)
@@ -239,54 +241,25 @@ RULES = (
 
 
 def profile(settings: Settings, file: Path) -> list[tuple[str, float]]:
-    """Seconds of the whole parse and what each rule adds to it, one statement at a time.
+    """Seconds of the whole parse and what each rule adds to it.
 
     No row is written. A rule that shares work with another shows what it adds beside it alone.
     """
-    with postgres.connect(settings, autocommit=True) as connection:
-        loader = load._Loader(settings, connection, policy.read(settings), AS_OF, clock())
-        sql = load._ClassSql(settings, "pixel_events")
-        loader._sweep()
-        loader._parse([], "pixel", "pixel_events", sql, lambda _: None)
-        for view in ("stage", "rejects", "user_agents"):
-            clickhouse.execute(settings, f"drop table load.lines_to_{view}")
-        statement = loader._parse_statement("pixel", "pixel_events", sql, True)
-        loader._open_session("bench", WORKSPACE.workspace_id)
-        selected = re.search(r"insert into load\.lines \((.*)\)\n", statement)
-        assert selected is not None
-        columns = selected[1].split(", ")
-        bundles = list(load._bundles([_item(file)], {}, lambda _: None))
-
-        def parse(left_out: list[str]) -> float:
-            names = ", ".join(name for name in columns if name.strip("`") not in left_out)
-            pruned = statement.replace(f"({selected[1]})", f"({names})").replace(
-                f"select {selected[1]}\n", f"select {names}\n"
-            )
-
-            def run() -> None:
-                for bundle in bundles:
-                    loader._stream(bundle, pruned, "bench", "pixel_events")
-
-            return min(timed(run) for _ in range(2))
-
-        bare = ["load_id", "line_number"]
-        everything = parse([])
-        reading = parse([name.strip("`") for name in columns if name.strip("`") not in bare])
-        seconds = [("all rules", everything), ("read, split into lines, number them", reading)]
-        seconds += [(rule, max(everything - parse(adds), 0.0)) for rule, adds in RULES]
-        loader._sweep()
-        return seconds
-
-
-def _item(file: Path) -> load._Item:
-    from upath import UPath
-
-    from tidemark.landing import LandingFile
-
     landing = LandingFile(
         "pixel", WORKSPACE.workspace_id, AS_OF, file.name, UPath(file), file.stat().st_size
     )
-    return load._Item(landing, "", "", 1, is_retry=False)
+    with (
+        flows.warehouse(settings) as connection,
+        load.trial(settings, connection, landing, as_of=AS_OF, now=clock()) as trial,
+    ):
+
+        def parse(left_out: Collection[str]) -> float:
+            return min(timed(lambda: trial.run(left_out)) for _ in range(2))
+
+        everything = parse(())
+        reading = parse(set(trial.columns) - {"load_id", "line_number"})
+        seconds = [("all rules", everything), ("read, split into lines, number them", reading)]
+        return seconds + [(rule, max(everything - parse(adds), 0.0)) for rule, adds in RULES]
 
 
 def replay(settings: Settings, log: Path) -> float:

@@ -1,9 +1,8 @@
 """Building: dbt recomputes the days that loads have touched, and nothing else."""
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -123,7 +122,7 @@ def scope(
 def publish_scope(settings: Settings, days: frozenset[ScopeDay]) -> None:
     """Write the scope where dbt reads it: all of it or, if killed, what the rerun replaces."""
     clickhouse.execute(settings, "truncate table reference.build_scope")
-    _insert(
+    clickhouse.insert_rows(
         settings,
         "reference.build_scope",
         [
@@ -169,7 +168,7 @@ def publish_windows(settings: Settings, connection: Connection, ladder: policy.P
         ("reference.limits", [{"name": "k", "value": ladder.purge.k}]),
     ):
         clickhouse.execute(settings, f"truncate table {table}")
-        _insert(settings, table, rows)
+        clickhouse.insert_rows(settings, table, rows)
 
 
 def sync_workspaces(settings: Settings, connection: Connection) -> None:
@@ -189,22 +188,13 @@ def sync_workspaces(settings: Settings, connection: Connection) -> None:
     )
     if known != rows:
         clickhouse.execute(settings, "truncate table reference.workspaces")
-        _insert(settings, "reference.workspaces", rows)
+        clickhouse.insert_rows(settings, "reference.workspaces", rows)
 
 
 def _exponents(settings: Settings) -> dict[str, int]:
     from tidemark import workspaces
 
     return workspaces.currencies(settings.dbt_project / "seeds" / "currencies.csv")
-
-
-def _insert(settings: Settings, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        clickhouse.stream_insert(
-            settings,
-            f"insert into {table} format JSONEachRow",
-            ["\n".join(json.dumps(row) for row in rows).encode()],
-        )
 
 
 def seed(settings: Settings) -> bool:

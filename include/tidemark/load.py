@@ -10,14 +10,14 @@ next run:
 4. publish: the tables change places with those of `raw`, and the counts enter the load ledger.
 """
 
-import json
 import re
 import secrets
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -179,6 +179,48 @@ def run(
         # The user agents that the last batch held in memory go now, and not with the next load.
         loader.sweep()
     return Report(as_of, tuple(reports), unchanged, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The parse of one file, to be measured: it can run any number of times."""
+
+    #: What the parse makes of a line.
+    columns: tuple[str, ...]
+    #: Parse the file once, without making the columns given.
+    run: Callable[[Collection[str]], None]
+
+
+@contextmanager
+def trial(
+    settings: Settings, connection: Connection, file: LandingFile, *, as_of: date, now: datetime
+) -> Iterator[Trial]:
+    """Set up the parse of a file as a load does it, except that no row is written.
+
+    The caller holds the warehouse's lock. The file need not stand in landing.
+
+    Raises:
+        TidemarkError: a store does not answer.
+    """
+    loader = _Loader(settings, connection, policy.read(settings), as_of, now)
+    class_name, _ = loader.policy.class_of(file.source)
+    sql = _ClassSql(settings, class_name)
+    item = _Item(file, "", "", load_id=1, is_retry=False)
+    session_id = f"tidemark-load-{secrets.token_hex(16)}"
+
+    def run(left_out: Collection[str]) -> None:
+        statement = loader._parse_statement(file.source, class_name, sql, left_out)
+        for bundle in _bundles([item], {}, _nowhere, WHOLE_BYTES):
+            loader._stream(bundle, statement, session_id, class_name)
+
+    loader.sweep()
+    try:
+        loader._make_tables(sql)
+        loader._open_session(session_id, file.workspace_id)
+        yield Trial(tuple(loader._columns("load.lines")), run)
+    finally:
+        loader._close_session(session_id)
+        loader.sweep()
 
 
 def effects(settings: Settings, class_name: str) -> dict[str, str]:
@@ -350,6 +392,7 @@ class _ClassSql:
         self.carried = {
             n.split()[1]: blocks.pop(n) for n in list(blocks) if n.startswith("carried ")
         }
+        self.has_user_agents = re.search(r"^ua_hash\b", self.stage, re.MULTILINE) is not None
         standing = blocks.pop("standing", None)
         self.targets = {n.split()[1]: b for n, b in blocks.items() if n.startswith("target ")}
         #: The rows in raw that a new row of their key may replace.
@@ -508,44 +551,9 @@ class _Loader:
         self, batch: list[_Item], source: str, class_name: str, sql: _ClassSql, advance: Advance
     ) -> dict[int, str]:
         """Stream the files into `load.stage` and `load.rejects`; the errors, by load."""
-        has_user_agents = re.search(r"^ua_hash\b", sql.stage, re.MULTILINE) is not None
-        columns = f"{_STAGE_COLUMNS.strip()},\n{sql.stage}"
-        extra = ", user_agent String" if has_user_agents else ""
-        self._run(
-            f"create table load.stage ({columns}) engine = MergeTree order by tuple()"
-            # It lives for seconds: packing or merging it would cost more than writing it.
-            " settings default_compression_codec = 'NONE',"
-            " max_bytes_to_merge_at_max_space_in_pool = 1"
-        )
-        self._run(
-            f"create table load.lines ({columns}, reason LowCardinality(String), line_hash String"
-            f"{extra}) engine = Null"
-        )
-        self._run(
-            "create table load.rejects (load_id UInt64, line_number UInt64, reason LowCardinality"
-            "(String), line_hash String) engine = MergeTree order by (load_id, line_number)"
-        )
-        not_staged = "reason, line_hash" + (", user_agent" if has_user_agents else "")
-        self._run(
-            "create materialized view load.lines_to_stage to load.stage as"
-            f" select * except ({not_staged}) from load.lines where reason = ''"
-        )
-        self._run(
-            "create materialized view load.lines_to_rejects to load.rejects as"
-            " select load_id, line_number, reason, line_hash from load.lines where reason != ''"
-        )
-        if has_user_agents:
-            # In memory alone: a user agent must not reach the disk.
-            self._run(
-                "create table load.user_agents_seen (ua_hash UInt128, user_agent String)"
-                " engine = Memory"
-            )
-            self._run(
-                "create materialized view load.lines_to_user_agents to load.user_agents_seen as"
-                " select ua_hash, any(user_agent) as user_agent from load.lines"
-                " where ua_hash != 0 group by ua_hash"
-            )
-        statement = self._parse_statement(source, class_name, sql, has_user_agents)
+        self._make_tables(sql)
+        self._distribute(sql)
+        statement = self._parse_statement(source, class_name, sql)
         failures: dict[int, str] = {}
         sessions = threading.local()
         opened: list[str] = []
@@ -582,12 +590,54 @@ class _Loader:
                     if isinstance(error, ClickHouseError):
                         failures[item.load_id] = _reason_to_show(error)
         for session_id in opened:
-            # The keys need not wait in the server's memory for the session to time out.
-            self._run("drop temporary table if exists tidemark_keys", {"session_id": session_id})
+            self._close_session(session_id)
         self._forget([item for item in batch if item.load_id in failures])
-        if has_user_agents:
+        if sql.has_user_agents:
             privacy.classify_user_agents(self.settings)
         return failures
+
+    def _make_tables(self, sql: _ClassSql) -> None:
+        """Make the tables that the parse fills; what arrives in `load.lines` goes nowhere yet."""
+        columns = f"{_STAGE_COLUMNS.strip()},\n{sql.stage}"
+        extra = ", user_agent LowCardinality(String)" if sql.has_user_agents else ""
+        self._run(
+            f"create table load.stage ({columns}) engine = MergeTree order by tuple()"
+            # It lives for seconds: packing or merging it would cost more than writing it.
+            " settings default_compression_codec = 'NONE',"
+            " max_bytes_to_merge_at_max_space_in_pool = 1"
+        )
+        self._run(
+            f"create table load.lines ({columns}, reason LowCardinality(String), line_hash String"
+            f"{extra}) engine = Null"
+        )
+        self._run(
+            "create table load.rejects (load_id UInt64, line_number UInt64, reason LowCardinality"
+            "(String), line_hash String) engine = MergeTree order by (load_id, line_number)"
+        )
+        if sql.has_user_agents:
+            # In memory alone: a user agent must not reach the disk.
+            self._run(
+                "create table load.user_agents_seen (ua_hash UInt128, user_agent String)"
+                " engine = Memory"
+            )
+
+    def _distribute(self, sql: _ClassSql) -> None:
+        """Send what arrives in `load.lines` on to the other work tables."""
+        not_staged = "reason, line_hash" + (", user_agent" if sql.has_user_agents else "")
+        self._run(
+            "create materialized view load.lines_to_stage to load.stage as"
+            f" select * except ({not_staged}) from load.lines where reason = ''"
+        )
+        self._run(
+            "create materialized view load.lines_to_rejects to load.rejects as"
+            " select load_id, line_number, reason, line_hash from load.lines where reason != ''"
+        )
+        if sql.has_user_agents:
+            self._run(
+                "create materialized view load.lines_to_user_agents to load.user_agents_seen as"
+                " select ua_hash, any(user_agent) as user_agent from load.lines"
+                " where ua_hash != 0 group by ua_hash"
+            )
 
     def _forget(self, items: Sequence[_Item]) -> None:
         """Take what part of some files was staged out again."""
@@ -600,7 +650,7 @@ class _Loader:
                 )
 
     def _parse_statement(
-        self, source: str, class_name: str, sql: _ClassSql, has_user_agents: bool
+        self, source: str, class_name: str, sql: _ClassSql, left_out: Collection[str] = ()
     ) -> str:
         _, data_class = self.policy.class_of(source)
         path = self.settings.sql / "load" / f"{source}.sql"
@@ -616,7 +666,9 @@ class _Loader:
         carrier = " or ".join(f"notEmpty({column})" for column in sql.carried)
         return self._template(
             "parse",
-            columns=", ".join(map(_quoted, self._columns("load.lines"))),
+            columns=", ".join(
+                _quoted(name) for name in self._columns("load.lines") if name not in left_out
+            ),
             source=select.replace("{{ lines }}", "wanted_lines"),
             retryable=str(RETRYABLE),
             measure_group=next(iter(data_class.measures.values())),
@@ -649,17 +701,14 @@ class _Loader:
         self._run("create temporary table tidemark_erased (subject_hash String)", session)
         rows = [("ledger", self.as_of, self.ledger_key)]
         rows += [("salt", day, salt) for day, salt in self.salts.items()]
-        erased: list[str] = []
+        erased: list[dict[str, str]] = []
         if workspace_id in self.workspaces:
             pseudonym_key = self.keyring.pseudonym_key(self.connection, workspace_id)
             rows.append(("pseudonym", self.as_of, pseudonym_key))
-            erased = [
-                row["subject_hash"]
-                for row in self.connection.execute(
-                    "select subject_hash from control.erasure_list where workspace_id = %s",
-                    [workspace_id],
-                )
-            ]
+            erased = self.connection.execute(
+                "select subject_hash from control.erasure_list where workspace_id = %s",
+                [workspace_id],
+            ).fetchall()
         documents = [
             {"name": name, "day": day.isoformat(), **privacy.hmac_pads(key)}
             for name, day, key in rows
@@ -671,17 +720,12 @@ class _Loader:
                 **privacy.siphash_key(self.ledger_key),
             }
         )
-        for table, body in (
-            ("tidemark_keys", "\n".join(json.dumps(document) for document in documents)),
-            ("tidemark_erased", "\n".join(json.dumps({"subject_hash": h}) for h in erased)),
-        ):
-            if body:
-                clickhouse.stream_insert(
-                    self.settings,
-                    f"insert into {table} format JSONEachRow",
-                    [body.encode()],
-                    params=session,
-                )
+        clickhouse.insert_rows(self.settings, "tidemark_keys", documents, params=session)
+        clickhouse.insert_rows(self.settings, "tidemark_erased", erased, params=session)
+
+    def _close_session(self, session_id: str) -> None:
+        # The keys need not wait in the server's memory for the session to time out.
+        self._run("drop temporary table if exists tidemark_keys", {"session_id": session_id})
 
     def _stream(
         self,
@@ -778,11 +822,7 @@ class _Loader:
             "create table load.files (load_id UInt64, seq UInt64, name_rank UInt64)"
             " engine = MergeTree order by load_id"
         )
-        clickhouse.stream_insert(
-            self.settings,
-            "insert into load.files format JSONEachRow",
-            ["\n".join(json.dumps(document) for document in documents).encode()],
-        )
+        clickhouse.insert_rows(self.settings, "load.files", documents)
 
     def _judge(self, sql: _ClassSql, data_class: policy.DataClass) -> None:
         """`load.fates`: of every row whose key stands elsewhere too, what becomes of it.
@@ -926,11 +966,7 @@ class _Loader:
             "create table load.loads (load_id UInt64, source String, workspace_id String,"
             " delivery_date Date, file_name_hash String) engine = Memory"
         )
-        clickhouse.stream_insert(
-            self.settings,
-            "insert into load.loads format JSONEachRow",
-            ["\n".join(json.dumps(document) for document in loads).encode()],
-        )
+        clickhouse.insert_rows(self.settings, "load.loads", loads)
         retried = ", ".join(str(item.load_id) for item in kept if item.is_retry) or "0"
         changes.append(
             (

@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import json
 import re
 from collections.abc import Iterable
 
@@ -117,8 +116,10 @@ def classify_user_agents(settings: Settings) -> None:
         if not unknown:
             return
         hash_of = {row["user_agent"]: row["ua_hash"] for row in unknown}
-        lines = [
-            json.dumps(
+        clickhouse.insert_rows(
+            settings,
+            "reference.user_agents",
+            [
                 {
                     "ua_hash": hash_of[known.user_agent],
                     "device_type": known.device_type,
@@ -127,11 +128,6 @@ def classify_user_agents(settings: Settings) -> None:
                     "is_bot": known.is_bot,
                     "is_ai_agent": known.is_ai_agent,
                 }
-            )
-            for known in reference.user_agent_classes(hash_of)
-        ]
-        clickhouse.stream_insert(
-            settings,
-            "insert into reference.user_agents format JSONEachRow",
-            ["\n".join(lines).encode()],
+                for known in reference.user_agent_classes(hash_of)
+            ],
         )
