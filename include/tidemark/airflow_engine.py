@@ -31,7 +31,7 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 _PASSWORDS = "airflow_passwords.json"
 _HEARTBEAT_SECONDS = 30.0
 # Three processes of some seconds of imports each, on a machine that may be busy.
-_START_SECONDS = 240.0
+_START_SECONDS = 600.0
 _STOP_SECONDS = 30.0
 
 
@@ -44,7 +44,7 @@ def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> l
         note: receives one line per step, for people; a password that is new, and only then.
 
     Raises:
-        TidemarkError: a process cannot start or does not answer within four minutes.
+        TidemarkError: a process cannot start or does not answer within ten minutes.
     """
     if settings.profile == "cluster":
         return []

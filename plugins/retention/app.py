@@ -64,7 +64,7 @@ class Scale:
         index = self.span.first.year * 12 + self.span.first.month
         found = []
         while (day := date(index // 12, index % 12 + 1, 1)) <= self.span.last:
-            if (index - 1) % step == 0:
+            if index % step == 0:
                 found.append((self.x(day), f"{day:%b %Y}"))
             index += 1
         return found
