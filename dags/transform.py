@@ -53,7 +53,7 @@ def transform() -> None:
         from tidemark import flows
         from tidemark import gate as gates
 
-        with runs.superseded_is_skipped():
+        with runs.superseded_is_skipped(), runs.verdict_is_final():
             report = flows.close_build(
                 runs.settings(),
                 build_id,

@@ -57,18 +57,22 @@ def check_open(connection: Connection, build_id: int) -> None:
     """Refuse to go on with a build whose scope is no longer the published one.
 
     Raises:
-        Superseded: a newer build began, or this one has ended.
+        Superseded: a newer build began, or this one has tied out.
+        TidemarkError: it ended without tying out.
     """
     row = connection.execute(
-        "select max(build_id) as newest, bool_or(finished_at is not null)"
-        " filter (where build_id = %s) as ended from control.builds",
-        [build_id],
+        "select max(build_id) as newest, bool_or(success) filter (where build_id = %(own)s) as held,"
+        " bool_or(finished_at is not null) filter (where build_id = %(own)s) as ended"
+        " from control.builds",
+        {"own": build_id},
     ).fetchone()
     assert row is not None
     if row["newest"] != build_id:
         raise Superseded(f"build {row['newest']} has taken over the days of build {build_id}")
+    if row["held"]:
+        raise Superseded(f"build {build_id} has tied out: there is nothing left to do")
     if row["ended"]:
-        raise Superseded(f"build {build_id} has ended: a new run of the DAG takes what is due")
+        raise TidemarkError(f"build {build_id} did not tie out: a new build takes its days")
 
 
 def missing(connection: Connection, build_id: int) -> list[Layer]:

@@ -86,7 +86,7 @@ def prove(name: str) -> dict[str, Any]:
             runs.settings(), _current(), name, clock=runs.clock, gate=gate, note=runs.log.info
         )
     for line in verdict.failures:
-        runs.log.error(line)
+        runs.log.error("%s", line)
     if not verdict.success:
         raise AirflowFailException(f"the gate refused: {'; '.join(verdict.failures[:3])}")
     return {"verdict_id": verdict.verdict_id}

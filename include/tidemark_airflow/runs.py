@@ -68,6 +68,20 @@ def refusal_is_final() -> Iterator[None]:
 
 
 @contextmanager
+def verdict_is_final() -> Iterator[None]:
+    """What does not tie out, another try would not change; the log names each difference."""
+    from tidemark.flows import GateFailed
+
+    try:
+        yield
+    except GateFailed as error:
+        verdict = error.report.verdict
+        for line in verdict.as_dict()["failures"] if verdict else ():
+            log.error("%s", line)
+        raise AirflowFailException(str(error)) from error
+
+
+@contextmanager
 def superseded_is_skipped() -> Iterator[None]:
     """A build that a newer one took over is no failure: nothing is left to do."""
     from tidemark.layers import Superseded
@@ -105,4 +119,6 @@ def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     lines = [tuple(str(cell) if cell is not None else "" for cell in row) for row in rows]
     widths = [max(len(line[i]) for line in (tuple(columns), *lines)) for i in range(len(columns))]
     for line in (tuple(columns), *lines):
-        log.info("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+        log.info(
+            "%s", "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        )
