@@ -28,7 +28,7 @@ from upath import UPath
 from tidemark import clickhouse, policy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
-from tidemark.errors import Refused, TidemarkError
+from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.plan import Step, Target, identifier, literal
 from tidemark.postgres import Connection
 
@@ -1074,6 +1074,13 @@ class _Place:
         self.folder = settings.cold_folder
         self._root = UPath(settings.cold)
         self._is_remote = "://" in settings.cold
+        if self._is_remote:
+            try:
+                _ = self._root.fs
+            except ImportError as error:
+                raise UsageError(
+                    f"TIDEMARK_COLD is {settings.cold}: {error}, or name a folder"
+                ) from error
 
     def put(self, file: Path, path: str) -> None:
         """Bring a file that ClickHouse wrote to its place, where it appears whole."""

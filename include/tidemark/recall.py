@@ -326,17 +326,14 @@ class _Recall:
         link = self.data_class.subject_links.get(table)
         if link is None:
             return "false"
-        pseudonyms = {
-            *self.ladder.columns_of(table, "pseudonym"), *link.columns
-        } & {*self.ladder.columns_of(link.table, "pseudonym"), *link.columns}  # fmt: skip
-        keys = sorted(pseudonyms & kept)
+        keys = [column for column in link.columns if column in kept]
         if not keys:
             raise TidemarkError(
-                f"cold rows of {table} share no pseudonym with {link.table}, so erasures cannot be"
-                " replayed on them: see subject_links in include/policy.yml"
+                f"no cold column of {table} leads to {' or '.join(link.tables)}, so erasures cannot"
+                " be replayed on it: see subject_links in include/policy.yml"
             )
         self._run("create or replace temporary table tidemark_erased_links (link String)", session)
-        for relation in self._people(link.table):
+        for relation in self._people(link.tables):
             with relation as (people, names):
                 subjects = [subject for subject in self.data_class.subjects if subject in names]
                 for key in (key for key in keys if key in names and subjects):
@@ -348,22 +345,24 @@ class _Recall:
                     )
         return _any_of(keys, "tidemark_erased_links")
 
-    def _people(self, table: str) -> Iterator[AbstractContextManager[tuple[str, set[str]]]]:
-        """Wherever rows of a table that names people are, whole or as what outlives them."""
-        for source in (table, f"anonymised.{table.split('.')[1]}"):
+    def _people(
+        self, tables: Sequence[str]
+    ) -> Iterator[AbstractContextManager[tuple[str, set[str]]]]:
+        """Wherever rows that name people are: standing, and in cold files."""
+        for table in tables:
             names = {
                 row["name"]
                 for row in self._rows(
                     "select name from system.columns where concat(database, '.', table)"
-                    " = {source:String}",
-                    {"param_source": source},
+                    " = {table:String}",
+                    {"param_table": table},
                 )
             }
             if names:
-                yield nullcontext((f"select * from {source}", names))
-        files = cold.sealed_of(self.connection, table, self.workspace_id)
-        if files:
-            yield self._people_of(files)
+                yield nullcontext((f"select * from {table}", names))
+            files = cold.sealed_of(self.connection, table, self.workspace_id)
+            if files:
+                yield self._people_of(files)
 
     @contextmanager
     def _people_of(self, files: Sequence[ColdFile]) -> Iterator[tuple[str, set[str]]]:

@@ -1,5 +1,6 @@
 """Cold files and recalls on real engines: what goes in, what comes back, and what may go wrong."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from homes import Warehouse, new_home
 from tidemark import clickhouse, cold, engines, ledger, policy, postgres, recall, retention
 from tidemark import plan as planning
 from tidemark.config import Settings
-from tidemark.errors import Refused, TidemarkError
+from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.plan import Plan, Step
 from tidemark.recall import Recall
 
@@ -1138,6 +1139,14 @@ def test_another_file_under_the_name_is_not_deleted(house: House, payments: Step
 
 
 # -- an object store -------------------------------------------------------------------------------
+
+
+def test_a_store_that_nothing_here_speaks_to_is_named(house: House, payments: Step) -> None:
+    if importlib.util.find_spec("s3fs"):
+        pytest.skip("s3fs is installed, and would ask the network")
+    away = replace(house, settings=replace(house.settings, cold="s3://bucket/cold"))
+    with pytest.raises(UsageError, match=r"TIDEMARK_COLD is s3://bucket/cold: .*name a folder"):
+        away.tier(payments)
 
 
 def test_cold_files_may_lie_in_an_object_store(payments: Step, house: House) -> None:
