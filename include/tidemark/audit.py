@@ -107,12 +107,32 @@ class Destroyed:
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """Cold data whose time was over: a file, or a month that was recalled."""
+
+    entry_id: int
+    #: Of the policy: `cold_files` or `recalled`.
+    data_class: str
+    #: Its number in `control.cold_files` or `control.recalls`.
+    number: int
+    #: The class the rows were of.
+    of_class: str
+    workspace_id: str
+    month: date
+    rows: int
+    begun_at: datetime
+    #: None: a run was killed in it, and the next one finishes it.
+    done_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """What an audit found."""
 
     entries: int
     head: str
     destroyed: tuple[Destroyed, ...]
+    expired: tuple[Expired, ...]
     findings: tuple[Finding, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,6 +141,7 @@ class Audit:
             "entries": self.entries,
             "head": self.head,
             "destroyed": [asdict(step) for step in self.destroyed],
+            "expired": [asdict(own) for own in self.expired],
             "findings": [
                 {"entry_id": finding.entry_id, "problem": finding.problem}
                 for finding in self.findings
@@ -147,6 +168,8 @@ def audit(settings: Settings) -> Audit:
             findings += _purge_ledger(connection, ladder)
             findings += _frozen_days(settings, connection, ladder)
             destroyed = tuple(_destroyed(entries, _money(connection)))
+            expired = tuple(_expired(entries))
+            findings += _deleted_files(connection, expired)
             findings += _verdicts(connection, destroyed)
             findings += _figures(settings, connection, ladder, entries)
         except (psycopg.Error, KeyError, TypeError, ValueError) as error:
@@ -154,8 +177,8 @@ def audit(settings: Settings) -> Audit:
             if not findings:
                 raise
             findings.append(Finding(None, f"the rest was not compared: {type(error).__name__}"))
-            return Audit(0, ledger.GENESIS, (), tuple(findings))
-    return Audit(len(entries), _head(entries), destroyed, tuple(findings))
+            return Audit(0, ledger.GENESIS, (), (), tuple(findings))
+    return Audit(len(entries), _head(entries), destroyed, expired, tuple(findings))
 
 
 def audit_file(settings: Settings, file: Path, public_key: Path | None = None) -> Audit:
@@ -175,12 +198,12 @@ def audit_file(settings: Settings, file: Path, public_key: Path | None = None) -
     )
     entries = [entry for entry in read if isinstance(entry, ledger.Entry)]
     try:
-        destroyed = tuple(_destroyed(entries, {}))
+        destroyed, expired = tuple(_destroyed(entries, {})), tuple(_expired(entries))
     except (KeyError, TypeError, ValueError):
         if not findings:
             raise
-        destroyed = ()
-    return Audit(len(entries), _head(entries), destroyed, findings)
+        destroyed, expired = (), ()
+    return Audit(len(entries), _head(entries), destroyed, expired, findings)
 
 
 def _head(entries: list[ledger.Entry]) -> str:
@@ -224,6 +247,43 @@ def _destroyed(
             begun_at=entry.at,
             done_at=done_at.get(step.step_id),
         )
+
+
+def _expired(entries: list[ledger.Entry]) -> Iterator[Expired]:
+    done_at = {
+        (entry.document["data_class"], entry.document["number"]): entry.at
+        for entry in entries
+        if entry.kind == "expiry_done"
+    }
+    for entry in entries:
+        if entry.kind == "expiry_begun":
+            own = entry.document
+            yield Expired(
+                entry_id=entry.entry_id,
+                data_class=own["data_class"],
+                number=own["number"],
+                of_class=own["of_class"],
+                workspace_id=own["workspace_id"],
+                month=date.fromisoformat(own["month"]),
+                rows=own["rows"],
+                begun_at=entry.at,
+                done_at=done_at.get((own["data_class"], own["number"])),
+            )
+
+
+def _deleted_files(connection: Connection, expired: tuple[Expired, ...]) -> Iterator[Finding]:
+    deleted = {
+        row["cold_id"]
+        for row in connection.execute(
+            "select cold_id from control.cold_files where deleted_at is not null"
+        )
+    }
+    files = {own.number: own for own in expired if own.data_class == "cold_files"}
+    for number in sorted(deleted - files.keys()):
+        yield Finding(None, f"cold file {number} was deleted, which is in no entry")
+    for number, own in sorted(files.items()):
+        if own.done_at is not None and number not in deleted:
+            yield Finding(own.entry_id, f"cold file {number} is not marked as deleted any more")
 
 
 def _emergency_writes(connection: Connection, entries: list[ledger.Entry]) -> Iterator[Finding]:

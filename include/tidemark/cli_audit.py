@@ -73,6 +73,18 @@ def audit(
                     for step in report.destroyed
                 ],
             )  # fmt: skip
+        if report.expired:
+            print_rows(
+                ("expired", "number", "class", "month", "workspace", "rows", "begun", "done"),
+                [
+                    (
+                        own.data_class, own.number, own.of_class, f"{own.month:%Y-%m}",
+                        own.workspace_id, own.rows, f"{own.begun_at:%Y-%m-%d %H:%M:%S}",
+                        f"{own.done_at:%Y-%m-%d %H:%M:%S}" if own.done_at else "not yet",
+                    )
+                    for own in report.expired
+                ],
+            )  # fmt: skip
         rows = sum(step.rows for step in report.destroyed)
         print(
             f"{report.entries} entries up to {report.head[:12]}; {len(report.destroyed)} steps"

@@ -244,6 +244,32 @@ def test_a_step_that_was_killed_is_unfinished_and_no_finding(purged: Warehouse) 
     assert "not yet" in purged.run("audit").stdout
 
 
+def test_cold_files_go_on_record(purged: Warehouse) -> None:
+    ring = Keyring.from_settings(purged.settings)
+    with postgres.connect(purged.settings) as connection:
+        row = connection.execute(
+            "insert into control.cold_files (class, workspace_id, month, step_id, plan_id,"
+            " table_name, path, tiered_at) values ('pixel_events', 'shop', '2029-02-01', 'x', 'x',"
+            " 'raw.pixel_events', 'old', %s) returning cold_id",
+            [NOW],
+        ).fetchone()
+        assert row is not None
+        number = row["cold_id"]
+        begun = {
+            "data_class": "cold_files", "number": number, "of_class": "pixel_events",
+            "workspace_id": "shop", "month": date(2029, 2, 1), "rows": 5, "sha256": "",
+            "held_by": [],
+        }  # fmt: skip
+        ledger.append(connection, ring, "expiry_begun", begun, NOW)
+    assert findings(purged) == ""
+    with postgres.connect(purged.settings) as connection:
+        done = {"data_class": "cold_files", "number": number}
+        ledger.append(connection, ring, "expiry_done", done, NOW)
+    assert findings(purged) == f"cold file {number} is not marked as deleted any more"
+    assert purged.run("audit", "--json", check=False).json["expired"][0]["rows"] == 5
+    assert "pixel_events" in purged.run("audit", check=False).stdout
+
+
 def test_an_export_is_audited_elsewhere(purged: Warehouse, tmp_path: Path) -> None:
     file, key = tmp_path / "ledger.jsonl", tmp_path / "key.pem"
     entries = purged.run("audit", "--export", str(file), "--json").json["entries"]
@@ -266,5 +292,5 @@ def test_an_export_is_audited_elsewhere(purged: Warehouse, tmp_path: Path) -> No
 
 def test_an_empty_ledger_is_clean(fresh_warehouse: Warehouse) -> None:
     assert fresh_warehouse.run("audit", "--json").json == {
-        "entries": 0, "head": ledger.GENESIS, "destroyed": [], "findings": [],
+        "entries": 0, "head": ledger.GENESIS, "destroyed": [], "expired": [], "findings": [],
     }  # fmt: skip
