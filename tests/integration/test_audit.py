@@ -290,6 +290,35 @@ def test_an_export_is_audited_elsewhere(purged: Warehouse, tmp_path: Path) -> No
     assert run_cli(["audit", "--file", str(file)], nowhere).code == 1
 
 
+def test_a_changed_figure_of_a_purged_day_is_found(purged: Warehouse) -> None:
+    """Last of those that share a ledger: what it enters stays."""
+    table = "marts.summary_kpis_daily"
+    with postgres.connect(purged.settings) as connection:
+        old = connection.execute(
+            "select document from control.ledger where kind = 'step_begun' order by entry_id"
+        ).fetchone()
+        assert old is not None
+        step = replace(STEP, step_id="e" * 64)
+        begun = {
+            **old["document"],
+            "step": json.loads(json.dumps(asdict(step), default=str)),
+            "aggregates": {table: {"shop": "0" * 64}},
+            "evidence": {},
+        }
+        ring = Keyring.from_settings(purged.settings)
+        ledger.append(connection, ring, "step_begun", begun, NOW)
+        assert f"figures of {table}" not in findings(purged)
+        connection.commit()
+        assert f"figures of {table}" not in findings(purged)
+        done = {"plan_id": PLAN, "step_id": step.step_id, "rows": STEP.rows}
+        ledger.append(connection, ring, "step_done", done, NOW)
+        connection.commit()
+    assert (
+        f"figures of {table} changed for workspace shop in 2029-02 after ad_spend was purged"
+        in findings(purged)
+    )
+
+
 def test_an_empty_ledger_is_clean(fresh_warehouse: Warehouse) -> None:
     assert fresh_warehouse.run("audit", "--json").json == {
         "entries": 0, "head": ledger.GENESIS, "destroyed": [], "expired": [], "findings": [],
