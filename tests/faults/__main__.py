@@ -157,12 +157,21 @@ def kill_engine(home: Warehouse, name: str) -> None:
             psutil.Process(state_of.pid).kill()
 
 
+def start(home: Warehouse) -> None:
+    """Start the engines; a port that somebody's connection took meanwhile comes free again."""
+    for _ in range(20):
+        if home.run("up", "--no-airflow", check=False).code == 0:
+            return
+        time.sleep(3)
+    home.run("up", "--no-airflow")
+
+
 def restored(base: Path, home: Warehouse) -> None:
     """Put the history back as it was, engines stopped before and started after."""
     home.run("down", "--no-airflow")
     shutil.rmtree(home.settings.home)
     shutil.copytree(base, home.settings.home, symlinks=True)
-    home.run("up", "--no-airflow")
+    start(home)
 
 
 def main() -> int:
@@ -182,7 +191,7 @@ def main() -> int:
         base = home.settings.home.with_name(home.settings.home.name + ".base")
         shutil.copytree(home.settings.home, base, symlinks=True)
         try:
-            home.run("up", "--no-airflow")
+            start(home)
             # What a purge needs, so that the children are born with it.
             importlib.import_module("great_expectations")
             importlib.import_module("dbt.cli.main")
@@ -205,7 +214,7 @@ def main() -> int:
                         if not said and chance.randrange(ENGINE_KILLS) == 0:
                             name = chance.choice(["clickhouse", "postgres"])
                             kill_engine(home, name)
-                            home.run("up", "--no-airflow")
+                            start(home)
                             print(f"        {name} with it", flush=True)
                         continue
                     if code != 0:
