@@ -98,7 +98,7 @@ class AirflowHome:
         url = f"http://127.0.0.1:{self.warehouse.settings.airflow_port}{path}"
         request = urllib.request.Request(url, method=method, data=body, headers=dict(headers))
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 return Answer(response.status, dict(response.headers), response.read())
         except urllib.error.HTTPError as error:
             return Answer(error.code, dict(error.headers), error.read())
