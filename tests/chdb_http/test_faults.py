@@ -5,17 +5,21 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from base64 import b64encode
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from bench import faults_endpoint
 from chdb_http.testing import OWNER, Daemon
 
 TOKEN = {"Authorization": "Basic " + b64encode(":".join(OWNER).encode()).decode()}
@@ -80,7 +84,7 @@ def test_it_starts_again_whatever_stands_in_default(tmp_path: Path, how: signal.
 
 def refused(daemon: Daemon) -> str:
     process = daemon.spawn()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     return output
 
@@ -112,6 +116,103 @@ def test_a_wrong_configuration_is_named(tmp_path: Path, change: object, message:
     assert isinstance(change, dict)
     daemon.config.write_text(json.dumps({**json.loads(daemon.config.read_text()), **change}))
     assert message in refused(daemon)
+
+
+def test_a_few_kills_lose_nothing() -> None:
+    assert faults_endpoint.run(3) == 0
+
+
+def test_a_stale_lock_file_is_taken_over(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    (tmp_path / "data").mkdir()
+    # A process that is alive, but does not hold the lock.
+    (tmp_path / "data" / "chdb_http.lock").write_text("1\n")
+    daemon.start()
+    assert daemon.stop(signal.SIGKILL) != 0
+    assert daemon.start().value("SELECT 1") == "1"
+    assert daemon.stop() == 0
+
+
+def test_a_data_folder_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path).start()
+    daemon.send("CREATE TABLE t (a Int64) ENGINE = MergeTree ORDER BY a AS SELECT 1")
+    assert daemon.stop() == 0
+    mark = tmp_path / "data" / "chdb_http.version"
+    ours = mark.read_text()
+    mark.write_text("99.1.0\n")
+    assert "was written by chdb-core 99.1.0, and " in refused(daemon)
+    mark.write_text("1.1.0\n")
+    assert daemon.start().value("SELECT a FROM t") == "1"
+    assert daemon.stop() == 0
+    assert mark.read_text() == ours
+
+
+def test_a_damaged_part_is_an_error(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path).start()
+    for table in ("flipped", "missing", "whole"):
+        assert daemon.send(
+            f"CREATE TABLE {table} (a Int64, s String) ENGINE = MergeTree ORDER BY a"
+            " SETTINGS min_bytes_for_wide_part = 0"
+        ).status == 200  # fmt: skip
+        for _ in range(2):
+            daemon.send(f"INSERT INTO {table} SELECT number, 'x' || number FROM numbers(1000)")
+    where = "SELECT min(path) FROM system.parts WHERE active AND table = "
+    flipped, missing = (Path(daemon.value(f"{where}'{t}'")) for t in ("flipped", "missing"))
+    assert daemon.stop() == 0
+    data = bytearray((flipped / "s.bin").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (flipped / "s.bin").write_bytes(data)
+    (missing / "s.bin").unlink()
+    daemon.start()
+    assert daemon.send("SELECT max(s) FROM flipped").code == 40
+    assert daemon.value("SELECT count(), max(a) FROM whole") == "2000\t999"
+    # The engine sets such a part aside and goes on without its rows.
+    assert daemon.value("SELECT count() FROM missing") == "1000"
+    told = (tmp_path / "log" / "engine.http.log").read_text()
+    assert "table default.missing misses the rows of a damaged part" in told
+    assert f"detached/broken-on-start_{missing.name}" in told
+    assert "flipped" not in told
+    assert "whole" not in told
+    assert daemon.stop() == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("no right to mount")
+    yield folder
+    # At once even where a failed test has left its daemon on it.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    daemon = Daemon(small_disk).start()
+    assert daemon.send(
+        "CREATE TABLE t (batch Int64, s String) ENGINE = MergeTree ORDER BY batch"
+    ).status == 200  # fmt: skip
+    kept = []
+    for batch in range(100):
+        query = f"INSERT INTO t SELECT {batch}, randomString(1000000) FROM numbers(2)"
+        reply = daemon.send(query)
+        if reply.status != 200:
+            assert reply.code == 243, reply.body
+            assert b"space" in reply.body
+            break
+        kept.append(batch)
+    assert 3 < len(kept) < 100
+    whole = "\n".join(f"{batch}\t2\t2000000" for batch in kept)
+    found = "SELECT batch, count(), sum(length(s)) FROM t GROUP BY batch ORDER BY batch"
+    assert daemon.value(found) == whole
+    assert daemon.stop(signal.SIGKILL) != 0
+    assert daemon.start().value(found) == whole
+    assert daemon.send("DROP TABLE t SYNC").status == 200
+    made = "CREATE TABLE t ENGINE = MergeTree ORDER BY s AS SELECT randomString(9000000) AS s"
+    assert daemon.send(made).status == 200
+    assert daemon.stop() == 0
 
 
 def test_a_graceful_stop_finishes_what_runs(tmp_path: Path) -> None:
@@ -254,6 +355,18 @@ def test_malformed_requests_are_survived(daemon: Daemon, raw: bytes) -> None:
     assert daemon.value("SELECT 1") == "1"
 
 
+def test_a_crash_leaves_no_rows_behind(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path).start()
+    daemon.send("CREATE TABLE t (s String) ENGINE = Memory")
+    assert daemon.send("INSERT INTO t FORMAT TSV", b"canary-in-a-row\n" * 1000).status == 200
+    assert daemon.stop(signal.SIGSEGV) != 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert not path.name.startswith("core")
+        assert b"canary-in-a-row" not in path.read_bytes(), path
+
+
 def test_no_statement_body_or_password_in_a_log(daemon: Daemon, table: str) -> None:
     daemon.send("INSERT INTO t FORMAT TSV", b"1\tcanary-in-a-body\n")
     for query, body in (
@@ -267,6 +380,13 @@ def test_no_statement_body_or_password_in_a_log(daemon: Daemon, table: str) -> N
         ),
     ):
         assert daemon.send(query, body).status >= 400
+    for password in (OWNER[1], "wrong-canary-in-a-password"):
+        keys = {"X-ClickHouse-User": OWNER[0], "X-ClickHouse-Key": password}
+        assert daemon.send("SELECT throwIf(1)", user=None, headers=keys).status >= 400
+        assert daemon.send("SELECT throwIf(1)", user=(OWNER[0], password)).status >= 400
+    logged = daemon.value("SELECT name FROM system.tables WHERE name LIKE '%\\_log'").split()
+    for name in logged:
+        assert "canary-in" not in daemon.value(f"SELECT * FROM system.{name} FORMAT TSVRaw")
     logs = list((daemon.root / "log").iterdir())
     assert logs
     for path in logs:
