@@ -32,7 +32,7 @@ from tidemark_airflow import defaults, plans, runs
 )
 def retention_nightly() -> None:
     resume = task(plans.resume)
-    plan = task.branch(plans.plan, inlets=[defaults.MARTS])
+    plan = task(plans.plan, inlets=[defaults.MARTS])
     # The gate waits for the class before it, however that ended.
     gate = task(plans.prove, task_id="gate", trigger_rule="all_done")
     purge = task(plans.purge)

@@ -7,7 +7,11 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import get_current_context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import (
+    AirflowFailException,
+    AirflowSkipException,
+    DownstreamTasksSkipped,
+)
 
 from tidemark import gate, policy, retention
 from tidemark.plan import Plan, due_classes
@@ -59,11 +63,10 @@ def resume() -> list[dict[str, Any]]:
     return _told(retention.resume(runs.settings(), clock=runs.clock, note=runs.log.info))
 
 
-def plan() -> list[str]:
-    """Work the plan of this run out and pass its id on.
+def plan() -> None:
+    """Work the plan of this run out and pass its id on; what it has no use for is skipped.
 
-    Returns:
-        The tasks that follow: the approval where one is needed, and the gate of each class in it.
+    A branch would skip nothing: each gate comes after the approval and the class before it.
     """
     context = get_current_context()
     with runs.refusal_is_final():
@@ -71,8 +74,11 @@ def plan() -> list[str]:
             runs.settings(), as_of=runs.as_of(context), now=runs.clock(), gate=gate
         )
     context["ti"].xcom_push("plan", _message(report))
-    approval = [APPROVAL] if report.plan.needs_approval else []
-    return [*approval, *(f"{name}.gate" for name in report.plan.classes)]
+    idle = [f"{name}.gate" for name in classes() if name not in report.plan.classes]
+    if not report.plan.needs_approval:
+        idle.append(APPROVAL)
+    if idle:
+        raise DownstreamTasksSkipped(tasks=idle)
 
 
 def prove(name: str) -> dict[str, Any]:
@@ -81,9 +87,12 @@ def prove(name: str) -> dict[str, Any]:
     Raises:
         AirflowFailException: it said no; the message names the first differences.
     """
+    found = _current()
+    if name not in found.classes:
+        raise AirflowSkipException(f"the plan has nothing of {name}")
     with runs.refusal_is_final():
         verdict = retention.prove(
-            runs.settings(), _current(), name, clock=runs.clock, gate=gate, note=runs.log.info
+            runs.settings(), found, name, clock=runs.clock, gate=gate, note=runs.log.info
         )
     for line in verdict.failures:
         runs.log.error("%s", line)
