@@ -61,7 +61,8 @@ def check_open(connection: Connection, build_id: int) -> None:
         TidemarkError: it ended without tying out.
     """
     row = connection.execute(
-        "select max(build_id) as newest, bool_or(success) filter (where build_id = %(own)s) as held,"
+        "select max(build_id) as newest,"
+        " bool_or(success) filter (where build_id = %(own)s) as held,"
         " bool_or(finished_at is not null) filter (where build_id = %(own)s) as ended"
         " from control.builds",
         {"own": build_id},
