@@ -47,7 +47,9 @@ def _expectations() -> Iterator[Expectation]:
     # Without it a frame that came out empty would pass everything else.
     yield gxe.ExpectTableRowCountToBeBetween(min_value={"$PARAMETER": "asked_rows"})
     yield gxe.ExpectCompoundColumnsToBeUnique(column_list=list(KEY))
-    yield gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=["measure", "figure", "condition"])
+    yield gxe.ExpectColumnValuesToBeInSet(
+        column="kind", value_set=["measure", "figure", "condition"]
+    )
     for side in SIDES:
         yield gxe.ExpectColumnValuesToBeBetween(
             column=f"{side}_events", min_value=0, row_condition=_IS_MEASURE

@@ -379,5 +379,5 @@ def test_refunds_of_an_order_past_its_window_load_and_the_order_stays_as_it_stan
     assert report.files[0].counts.stored == 1
     [_] = shop.table("raw.orders")
     [row] = shop.table("raw.order_refunds")
-    assert (row["refund_id"], Decimal(row["amount"])) == ("2", 3)
+    assert (row["refund_id"], Decimal(row["amount"])) == ("2", Decimal(3))
     shop.assert_ties_out()

@@ -78,7 +78,7 @@ def test_two_hundred_workspaces_are_read_within_the_time(fresh_warehouse: Wareho
     assert amazon.oldest_gap == TODAY - timedelta(days=20)
     assert amazon.permanent_on == TODAY + timedelta(days=40)
     assert (sources["pixel"].gaps, sources["pixel"].permanent_on) == (0, None)
-    took = []
+    took: list[float] = []
     deadline = time.monotonic() + 60.0
     # The best counts: what else the machine does meanwhile is not measured.
     while not took or (min(took) >= 0.3 and time.monotonic() < deadline):
