@@ -41,21 +41,24 @@ def plan(
     found = report.plan
 
     def human() -> None:
-        print_rows(
-            ("class", "month", "action", "workspaces", "rows", "days", "then"),
-            [
-                (
-                    step.data_class,
-                    f"{step.month:%Y-%m}",
-                    step.action,
-                    _named(step.workspaces),
-                    step.rows,
-                    f"{step.first_day} to {step.last_day}",
-                    ", ".join(step.expiry),
-                )
-                for step in found.steps
-            ],
-        )
+        if found.steps:
+            print_rows(
+                ("class", "month", "action", "workspaces", "rows", "days", "then"),
+                [
+                    (
+                        step.data_class,
+                        f"{step.month:%Y-%m}",
+                        step.action,
+                        _named(step.workspaces),
+                        step.rows,
+                        f"{step.first_day} to {step.last_day}",
+                        ", ".join(step.expiry),
+                    )
+                    for step in found.steps
+                ],
+            )
+        else:
+            print("nothing is past its window")
         if found.held:
             print_rows(
                 ("held", "month", "workspace", "rows", "reason"),
@@ -130,18 +133,20 @@ def purge(
 
 
 def _print_report(report: "PurgeReport") -> None:
-    print_rows(
-        ("class", "month", "action", "rows", "status", "reason"),
-        [
-            (step.data_class, f"{step.month:%Y-%m}", step.action, step.rows, step.status,
-             step.reason)
-            for step in report.steps
-        ],
-    )  # fmt: skip
+    if report.steps:
+        print_rows(
+            ("class", "month", "action", "rows", "status", "reason"),
+            [
+                (step.data_class, f"{step.month:%Y-%m}", step.action, step.rows, step.status,
+                 step.reason)
+                for step in report.steps
+            ],
+        )  # fmt: skip
+    else:
+        print("nothing is past its window")
     for held in report.held:
         print(f"held: {held.data_class} {held.month:%Y-%m} of {held.workspace_id}: {held.reason}")
     if not report.steps:
-        print("nothing is past its window")
         return
     verdicts = [verdict.as_dict() for verdict in report.verdicts.values()]
     print(f"{report.rows} rows destroyed under plan {report.plan_id}")
