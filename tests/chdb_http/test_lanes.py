@@ -85,6 +85,6 @@ def test_a_short_soak() -> None:
     done = figures["requests_done"]
     assert set(done) == {"point", "read", "insert", "define", "session"}
     assert min(done.values()) > 0
-    # Looser than in ten minutes: threads of a pool end late.
-    assert figures["threads"]["after"] < figures["threads"]["before"] + 150
+    # The engine's pool keeps idle threads, a few for each of the clients there were at once.
+    assert figures["threads"]["after"] < figures["threads"]["before"] + 8 * 32
     assert figures["files"]["after"] < figures["files"]["before"] + 50
