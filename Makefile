@@ -18,7 +18,7 @@ demo: .venv/.installed  ## install, load 14 months of three workspaces, build, t
 test: .venv/.installed  ## install if needed and run every test
 	.venv/bin/pytest
 
-test-airflow: .venv/.installed  ## outages on the real scheduler, many minutes
+test-airflow: .venv/.installed  ## the DAGs on the real scheduler, outages too, many minutes
 	.venv/bin/pytest -m airflow tests/dags
 
 up: .venv/.installed  ## start the engines and Airflow

@@ -166,8 +166,8 @@ def _migrate(settings: Settings, note: Callable[[str], None]) -> None:
     )
     if process.wait(300) != 0:
         raise TidemarkError(f"Airflow's database cannot be prepared: see {log}")
-    mark.write_text(
-        f"{metadata.version('apache-airflow-core')} {_revision(settings)}", encoding="ascii"
+    processes.write_private(
+        mark, f"{metadata.version('apache-airflow-core')} {_revision(settings)}"
     )
 
 

@@ -13,6 +13,9 @@ from airflow_home import AirflowHome, airflow_home
 from chromium import installed, page
 from deliveries import CANARY, deliver
 
+# Starting Airflow and waiting for its scheduler takes minutes.
+pytestmark = pytest.mark.airflow
+
 TODAY = datetime.now(UTC).date()
 #: Past a window of six months, inside that of the policy.
 OLD = TODAY.replace(day=15) - timedelta(days=240)
