@@ -166,8 +166,9 @@ def _migrate(settings: Settings, note: Callable[[str], None]) -> None:
     )
     if process.wait(300) != 0:
         raise TidemarkError(f"Airflow's database cannot be prepared: see {log}")
-    processes.write_private(
-        mark, f"{metadata.version('apache-airflow-core')} {_revision(settings)}"
+    mark.touch(0o600)
+    mark.write_text(
+        f"{metadata.version('apache-airflow-core')} {_revision(settings)}", encoding="ascii"
     )
 
 
