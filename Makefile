@@ -35,7 +35,7 @@ docs: .venv/.installed  ## build the dbt docs site
 	.venv/bin/tidemark docs
 
 bench: .venv/.installed  ## measure, print a table and keep it in bench/results/
-	.venv/bin/python -m bench
+	.venv/bin/python -m bench && .venv/bin/python -m bench.retention
 
 bench-endpoint: .venv/.installed  ## measure the HTTP endpoint against the engine in process
 	.venv/bin/python -m bench.endpoint

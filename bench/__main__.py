@@ -5,6 +5,7 @@ goes to the terminal and to `bench/results/`.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -14,28 +15,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 from upath import UPath
 
 from bench.generate import generate_pixel
+from bench.report import MIB, Figure, at_most, keep, timed
 from tidemark import clickhouse, engines, flows, gate, load, postgres, workspaces
 from tidemark.config import Settings
 from tidemark.landing import LandingFile
 
-RESULTS = Path(__file__).parent / "results"
 DAY = date(2026, 11, 19)
 AS_OF = date(2026, 11, 20)
 WORKSPACE = workspaces.Workspace("bench", "Europe/London", "GBP", "growth", "orders")
 PEER_LINES = 20_000
-MIB = 1 << 20
 
 _BARE = """
 create table load.bare
@@ -52,33 +50,21 @@ order by (anonymous_id, timestamp, event_id)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the table."""
-
-    name: str
-    value: str
-    goal: str = ""
-    met: bool | None = None
-
-
 def clock() -> datetime:
     """The benchmark's own clock."""
     return datetime.now(UTC)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that some work takes."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
 class Peaks:
-    """The largest resident memory of each process of a home, in bytes."""
+    """The largest resident memory of each process of a home, in bytes.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        pid: of the process that works on it; by default this one.
+    """
+
+    def __init__(self, settings: Settings, pid: int | None = None) -> None:
         self._home = str(settings.home)
+        self._worker = psutil.Process(pid)
         self._stop = threading.Event()
         self.bytes: dict[str, int] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -93,7 +79,9 @@ class Peaks:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
-            totals = {"tidemark": psutil.Process().memory_info().rss}
+            totals = {"tidemark": 0}
+            with contextlib.suppress(psutil.NoSuchProcess):
+                totals["tidemark"] = self._worker.memory_info().rss
             for process in psutil.process_iter(["cmdline", "memory_info"]):
                 command = " ".join(process.info["cmdline"] or [])
                 if self._home in command and process.info["memory_info"]:
@@ -103,7 +91,7 @@ class Peaks:
                 self.bytes[name] = max(self.bytes.get(name, 0), used)
 
 
-@contextmanager
+@contextlib.contextmanager
 def home(base: Path) -> Iterator[Settings]:
     """A warehouse of its own, thrown away at the end."""
     ports = iter(_free_ports(3))
@@ -332,7 +320,7 @@ def measure(lines: int, console: Console) -> list[Figure]:
                     "bare insert, FORMAT JSONEachRow", f"{bare:.1f} s, {lines / bare:,.0f} lines/s"
                 ),
                 Figure("load, every rule", f"{spent['load']:.1f} s, {rate:,.0f} lines/s"),
-                _at_most("load / bare insert", spent["load"] / bare, 2.0),
+                at_most("load / bare insert", spent["load"] / bare, 2.0),
             ]
             console.print("peer")
             peer_rate = peer(file, base)
@@ -346,9 +334,9 @@ def measure(lines: int, console: Console) -> list[Figure]:
                 ),
                 Figure("build of the day, without the gate", f"{built:.1f} s"),
                 Figure("the same SQL by hand", f"{by_hand:.1f} s"),
-                _at_most("build less SQL by hand", built - by_hand, 5.0, " s"),
+                at_most("build less SQL by hand", built - by_hand, 5.0, " s"),
                 Figure("gate", f"{gate_seconds[0]:.1f} s"),
-                _at_most("load + build + gate", spent["load"] + spent["build"], 60.0, " s"),
+                at_most("load + build + gate", spent["load"] + spent["build"], 60.0, " s"),
             ]
             figures += [
                 Figure(f"peak memory, {name}", f"{used / MIB:,.0f} MiB")
@@ -366,34 +354,6 @@ def measure(lines: int, console: Console) -> list[Figure]:
     return figures
 
 
-def _at_most(name: str, value: float, goal: float, unit: str = " times") -> Figure:
-    return Figure(name, f"{value:.2f}{unit}", f"at most {goal:g}{unit}", value <= goal)
-
-
-def write(figures: list[Figure], lines: int) -> Path:
-    """Keep the table as Markdown and as JSON."""
-    RESULTS.mkdir(exist_ok=True)
-    cores = psutil.cpu_count()
-    rows = [f"| {f.name} | {f.value} | {f.goal} | {mark(f.met)} |" for f in figures]
-    heading = f"# Load, build and gate of {lines:,} pixel lines\n\nOn {cores} cores, in one run.\n"
-    page = RESULTS / "load.md"
-    page.write_text(
-        "\n".join([heading, "| figure | value | goal | met |", "|---|---|---|---|", *rows, ""]),
-        encoding="utf-8",
-    )
-    document = {"lines": lines, "cores": cores, "figures": [as_dict(f) for f in figures]}
-    (RESULTS / "load.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return page
-
-
-def as_dict(figure: Figure) -> dict[str, object]:
-    return {"name": figure.name, "value": figure.value, "goal": figure.goal, "met": figure.met}
-
-
-def mark(met: bool | None) -> str:
-    return "" if met is None else "yes" if met else "no"
-
-
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -401,11 +361,8 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     figures = measure(options.lines, console)
-    table = Table("figure", "value", "goal", "met")
-    for figure in figures:
-        table.add_row(figure.name, figure.value, figure.goal, mark(figure.met))
-    console.print(table)
-    console.print(f"kept in {write(figures, options.lines)}")
+    heading = f"Load, build and gate of {options.lines:,} pixel lines"
+    keep(console, "load", heading, figures, lines=options.lines)
 
 
 if __name__ == "__main__":

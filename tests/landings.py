@@ -164,13 +164,8 @@ class Tenant:
         }
         in_raw: dict[tuple[str, str, str], tuple[int, int, Decimal]] = {}
         for name in policy.read(settings).loaded:
-            sql = loading._ClassSql(settings, name)
-            for measure, effects in sql.effects.items():
-                for table in sql.targets:
-                    effects = effects.replace(
-                        "{{ " + table + " }}",
-                        f"(select * from {table} where workspace_id = {{workspace}})",
-                    )
+            own = loading.effects(settings, name, lambda _table: "workspace_id = {workspace}")
+            for measure, effects in own.items():
                 for row in self.rows(
                     "select local_date, currency, count() as events, uniqExact(id) as ids,"
                     f" sum(money) as money from ({effects}) group by 1, 2"

@@ -372,7 +372,7 @@ def _figures(
 
 
 def _purge_ledger(connection: Connection, ladder: policy.Policy) -> Iterator[Finding]:
-    classes = [name for name in ladder.classes if _groups(ladder, name)]
+    classes = [name for name in ladder.classes if ladder.closed_groups(name)]
     for row in connection.execute(_DIFFERING_DAYS.encode(), {"classes": classes}):
         problem = "is missing in" if row["is_chained"] else "is in no entry, but in"
         yield Finding(
@@ -385,7 +385,7 @@ def _purge_ledger(connection: Connection, ladder: policy.Policy) -> Iterator[Fin
 def _frozen_days(
     settings: Settings, connection: Connection, ladder: policy.Policy
 ) -> Iterator[Finding]:
-    groups = {name: _groups(ladder, name) for name in ladder.classes}
+    groups = {name: ladder.closed_groups(name) for name in ladder.classes}
     begun: dict[tuple[str, str, str], int] = {}
     done: dict[tuple[str, str, str], int] = {}
     for row in connection.execute(
@@ -427,12 +427,3 @@ def _verdicts(connection: Connection, destroyed: tuple[Destroyed, ...]) -> Itera
             != (step.plan_id, step.data_class, step.validation_result_id)
         ):
             yield Finding(step.entry_id, f"verdict {step.verdict_id} is not what let it through")
-
-
-def _groups(ladder: policy.Policy, name: str) -> tuple[str, ...]:
-    """The measure groups that a class's purge closes; none where it closes no day."""
-    data_class = ladder.classes[name]
-    if data_class.tables and data_class.tables[0].startswith("marts."):
-        every = {group for own in ladder.classes.values() for group in own.measures.values()}
-        return tuple(sorted(every - {"fx"}))
-    return tuple(sorted(set(data_class.measures.values())))

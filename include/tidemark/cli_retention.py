@@ -27,11 +27,12 @@ def _on_record(settings: Settings) -> "Iterator[Connection]":
     """A transaction whose ledger entries stand outside the database too once it is committed."""
     from tidemark import ledger, postgres
 
-    with postgres.connect(settings, autocommit=True) as connection:
-        ledger.copy_head(settings, connection, datetime.now(UTC))
-        with connection.transaction():
-            yield connection
-        ledger.copy_head(settings, connection, datetime.now(UTC))
+    with (
+        postgres.connect(settings, autocommit=True) as connection,
+        ledger.kept_outside(settings, connection, lambda: datetime.now(UTC)),
+        connection.transaction(),
+    ):
+        yield connection
 
 
 @override_app.command("set")

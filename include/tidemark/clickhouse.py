@@ -5,6 +5,7 @@ import json
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -238,6 +239,25 @@ def apply_schema(settings: Settings) -> None:
                 execute(settings, statement)
             except ClickHouseError as error:
                 raise TidemarkError(f"{path.name} cannot be applied: {error}") from error
+
+
+def literal(value: str | date) -> str:
+    """A value as an SQL literal of ClickHouse."""
+    if isinstance(value, date):
+        return f"toDate('{value.isoformat()}')"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def identifier(name: str) -> str:
+    """A name as SQL of ClickHouse, quoted."""
+    escaped = name.replace("\\", "\\\\").replace("`", "\\`")
+    return f"`{escaped}`"
+
+
+def identifiers(names: Iterable[str]) -> str:
+    """Names, quoted, with commas between."""
+    return ", ".join(map(identifier, names))
 
 
 def split_statements(text: str) -> list[str]:

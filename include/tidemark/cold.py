@@ -26,10 +26,10 @@ from psycopg.types.json import Jsonb
 from upath import UPath
 
 from tidemark import clickhouse, policy
-from tidemark.clickhouse import ClickHouseError
+from tidemark.clickhouse import ClickHouseError, identifier, literal
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError, UsageError
-from tidemark.plan import Step, Target, identifier, literal
+from tidemark.plan import Step, Target
 from tidemark.postgres import Connection
 
 #: Rows that one statement writes, unless one workspace alone has more: each file being written

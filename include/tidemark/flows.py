@@ -11,13 +11,11 @@ from tidemark import build as building
 from tidemark import (
     coverage,
     frozen,
-    holds,
     ladder_page,
     layers,
     ledger,
     policy,
     postgres,
-    privacy,
     reference,
 )
 from tidemark import load as loading
@@ -383,20 +381,15 @@ def backfill(
         TidemarkError: a store does not answer, a file could not be loaded, dbt failed, or the gate
             found a difference.
     """
-    reason = " ".join(reason.split())
     if to_date < from_date:
         raise UsageError(f"--to {to_date} lies before --from {from_date}")
-    if not 0 < len(reason) <= holds.REASON_CHARACTERS:
-        raise UsageError(f"the reason must have 1 to {holds.REASON_CHARACTERS} characters")
-    if privacy.holds_identifier(reason):
-        raise Refused(
-            "the reason holds what looks like an e-mail address, phone number or IP address"
-        )
+    reason = ledger.checked_reason(reason)
     now = clock()
-    if as_of > now.date():
-        raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
-    with warehouse(settings, note) as connection:
-        ledger.copy_head(settings, connection, now)
+    policy.refuse_future(as_of, now)
+    with (
+        warehouse(settings, note) as connection,
+        ledger.kept_outside(settings, connection, clock),
+    ):
         closed = _closed(settings, connection, from_date, to_date)
         row = connection.execute(
             "insert into control.backfills (from_date, to_date, reason, as_of, started_at)"
@@ -447,7 +440,6 @@ def backfill(
                 },
                 clock(),
             )
-        ledger.copy_head(settings, connection, clock())
     report = BackfillReport(backfill_id, from_date, to_date, reason, load_report, build_report)
     if load_report.failed:
         broken = next(file for file in load_report.files if file.error)

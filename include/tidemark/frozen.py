@@ -99,7 +99,7 @@ def publish(settings: Settings, connection: Connection, ladder: Policy) -> None:
     for row in connection.execute(
         "select class, workspace_id, count(*) as days from control.purge_ledger group by 1, 2"
     ).fetchall():
-        own = _groups(ladder, row["class"])
+        own = ladder.closed_groups(row["class"])
         if all(known.get((row["workspace_id"], group), 0) >= row["days"] for group in own):
             continue
         days = connection.execute(
@@ -132,12 +132,6 @@ def groups(
         " where (workspace_id, local_date) in (select * from unnest(%s::text[], %s::date[]))",
         [[workspace_id for workspace_id, _ in pairs], [day for _, day in pairs]],
     ):
-        own = _groups(ladder, row["class"])
+        own = ladder.closed_groups(row["class"])
         found |= {(row["workspace_id"], group, row["local_date"]) for group in own}
     return found
-
-
-def _groups(ladder: Policy, name: str) -> set[str]:
-    """The measure groups that a class closes: a mart that is purged can take none any more."""
-    every = {group for own in ladder.classes.values() for group in own.measures.values()}
-    return set(ladder.classes[name].measures.values()) or every - {"fx"}

@@ -254,7 +254,8 @@ def _due(
         for row in clickhouse.rows(
             settings, f"select distinct workspace_id, local_date from ({select})"
         ):
-            asked[data_class.measures[measure]].add((row["workspace_id"], _day(row["local_date"])))
+            day = date.fromisoformat(row["local_date"])
+            asked[data_class.measures[measure]].add((row["workspace_id"], day))
     return asked
 
 
@@ -337,8 +338,8 @@ def _small_cells(settings: Settings, steps: Sequence[planning.Step], k: int) -> 
     readers elsewhere must have none.
     """
     cells = " or ".join(
-        f"(workspace_id in ({', '.join(_literal(name) for name in step.workspaces)})"
-        f" and addMonths(cohort_month, months_since) = toDate({_literal(str(step.month))}))"
+        f"(workspace_id in ({', '.join(clickhouse.literal(name) for name in step.workspaces)})"
+        f" and addMonths(cohort_month, months_since) = {clickhouse.literal(step.month)})"
         for step in steps
     )
     exact, shared = (
@@ -369,7 +370,7 @@ def _pending_days(
         "select 1 from system.tables where database = 'intermediate' and name = 'pending_days'",
     ):
         return 0
-    groups = ", ".join(_literal(group) for group in sorted(set(data_class.measures.values())))
+    groups = ", ".join(map(clickhouse.literal, data_class.groups))
     due = " or ".join(f"({step.predicate('date_day')})" for step in steps)
     (row,) = clickhouse.rows(
         settings,
@@ -385,7 +386,7 @@ def _is_built(settings: Settings) -> bool:
     found = clickhouse.rows(
         settings,
         "select 1 from system.tables where concat(database, '.', name) in"
-        f" ({', '.join(map(_literal, needed))})",
+        f" ({', '.join(map(clickhouse.literal, needed))})",
     )
     return len(found) == len(needed)
 
@@ -428,7 +429,9 @@ class _Days:
         """
         if not self.pairs:
             return "false"
-        workspaces = ", ".join(sorted({_literal(workspace) for workspace, _ in self.pairs}))
+        workspaces = ", ".join(
+            sorted({clickhouse.literal(workspace) for workspace, _ in self.pairs})
+        )
         runs = " or ".join(f"{column} between '{start}' and '{end}'" for start, end in self.runs)
         return f"(workspace_id in ({workspaces}) and ({runs}))"
 
@@ -449,7 +452,7 @@ class _Days:
 
     def keep(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of these workspace days, with the day as a date."""
-        dated = [{**row, "local_date": _day(row["local_date"])} for row in rows]
+        dated = [{**row, "local_date": date.fromisoformat(row["local_date"])} for row in rows]
         return [row for row in dated if (row["workspace_id"], row["local_date"]) in self.pairs]
 
 
@@ -503,11 +506,10 @@ class _Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the frame: every measure, then every figure."""
         ledger = self._ledger()
-        raw_queries = self._raw_queries()
         figure_queries = self._figure_queries()
         with ThreadPoolExecutor(READERS) as pool:
             marts = pool.submit(self._marts)
-            raw = pool.map(self._raw, raw_queries.items())
+            raw = pool.map(self._raw, self.measures)
             figures = pool.map(self._figures, figure_queries)
             measures = self._measure_rows(
                 {
@@ -540,45 +542,18 @@ class _Comparison:
         ).fetchall()
         return _totals(filter(self._is_asked, rows))
 
-    def _raw_queries(self) -> dict[str, str]:
-        """Per measure, its count of raw: what the class says a load of it adds."""
-        queries = {}
-        for measure, (class_name, group) in self.measures.items():
-            effects = _block(
-                self.settings.sql / "load" / "classes" / f"{class_name}.sql", f"effects {measure}"
-            )
-            # Where the measure's day is another than the row's, the day does not find the rows.
-            is_carried = re.search(r"\bas local_date\b", effects) is not None
-            bounds = (self._carriers(measure) if is_carried else self.asked[group]).predicate(
-                "local_date"
-            )
-            effects = re.sub(
-                r"\{\{ (raw\.\w+) \}\}", rf"(select * from \1 where {bounds})", effects
-            )
-            queries[measure] = (
-                f"select workspace_id, '{measure}' as measure, local_date, currency,"
-                " count() as events, uniqExact(id) as ids, sum(money) as money"
-                f" from ({effects}) where {self.asked[group].predicate('local_date')}"
-                " group by workspace_id, local_date, currency"
-            )
-        return queries
-
-    def _carriers(self, measure: str) -> _Days:
-        """The days whose rows may carry some of a measure: those of the loads that brought it."""
-        siblings, group = next(
-            (list(own.measures), own.measures[measure])
-            for own in self.ladder.classes.values()
-            if measure in own.measures
+    def _raw_query(self, measure: str) -> str:
+        """Its count of raw: what the class says a load of it adds."""
+        class_name, group = self.measures[measure]
+        bounds = self.asked[group].predicate("local_date")
+        counted = load.effects(self.settings, class_name, lambda _table: bounds)[measure]
+        return (
+            f"select workspace_id, '{measure}' as measure, local_date, currency,"
+            " count() as events, uniqExact(id) as ids, sum(money) as money"
+            f" from ({counted}) group by workspace_id, local_date, currency"
+            # Raw lies in this order: the ids of one day are in memory at a time, not those of all.
+            " settings optimize_aggregation_in_order = 1"
         )
-        pairs = sorted(self.asked[group].pairs)
-        rows = self.connection.execute(
-            "select distinct workspace_id, local_date from control.load_days"
-            " where measure = any(%s) and load_id in ("
-            "select load_id from control.load_days where measure = %s"
-            " and (workspace_id, local_date) in (select * from unnest(%s::text[], %s::date[])))",
-            [siblings, measure, [pair[0] for pair in pairs], [pair[1] for pair in pairs]],
-        )
-        return _Days({*pairs, *((row["workspace_id"], row["local_date"]) for row in rows)})
 
     def _purged(self) -> dict[Key, Totals]:
         """What has gone of days that closed, as it was counted when it went."""
@@ -592,10 +567,9 @@ class _Comparison:
         ).fetchall()
         return _totals(filter(self._is_asked, rows))
 
-    def _raw(self, query: tuple[str, str]) -> list[tuple[Key, Totals]]:
-        measure, statement = query
-        group = self.measures[measure][1]
-        return list(_totals(self.asked[group].keep(self._rows(statement))).items())
+    def _raw(self, measure: str) -> list[tuple[Key, Totals]]:
+        days = self.asked[self.measures[measure][1]]
+        return list(_totals(days.keep(self._rows(self._raw_query(measure)))).items())
 
     def _marts(self) -> dict[Key, Totals]:
         rows = self.all_days.keep(
@@ -669,12 +643,9 @@ class _Comparison:
             if days.pairs:
                 for side in ("recount", "facts"):
                     statement = _block(folder / f"{side}.sql", group)
-                    if "{{ carriers " in statement:
-                        carriers = self._carriers("payment_refunds")
-                        statement = _bounded(statement, "carriers", carriers)
-                    queries.append((side, group, _bounded(statement, "asked", days), days))
+                    queries.append((side, group, _bounded(statement, days), days))
         for mart in ("summary_kpis_daily", "email_revenue_daily"):
-            statement = _bounded(_block(folder / "marts.sql", mart), "asked", self.all_days)
+            statement = _bounded(_block(folder / "marts.sql", mart), self.all_days)
             queries.append(("mart", "", statement, self.all_days))
         return queries
 
@@ -757,13 +728,7 @@ def _asked(
     settings: Settings, ladder: policy.Policy, days: frozenset[ScopeDay]
 ) -> dict[str, set[WorkspaceDay]]:
     """The workspace days to compare, by measure group."""
-    groups = {
-        group
-        for data_class in ladder.classes.values()
-        for group in data_class.measures.values()
-        # Rates belong to no workspace and reach no mart by themselves.
-        if group != "fx"
-    }
+    groups = set(ladder.groups)
     unknown = {day.measure_group for day in days} - groups
     if unknown:
         raise TidemarkError(
@@ -780,7 +745,8 @@ def _asked(
         " from intermediate.int_dirty_days",
     ):
         if row["measure_group"] in groups:
-            asked[row["measure_group"]].add((row["workspace_id"], _day(row["local_date"])))
+            pair = (row["workspace_id"], date.fromisoformat(row["local_date"]))
+            asked[row["measure_group"]].add(pair)
     return asked
 
 
@@ -853,17 +819,6 @@ def _block(path: Path, name: str) -> str:
         raise TidemarkError(f"{path} has no block {name}") from error
 
 
-def _bounded(statement: str, mark: str, days: _Days) -> str:
-    """The statement with `{{ mark column }}` replaced by the days' bounds of that column."""
-    return re.sub(
-        r"\{\{ " + mark + r" (\w+) \}\}", lambda found: days.predicate(found[1]), statement
-    )
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _day(value: date | str) -> date:
-    return value if isinstance(value, date) else date.fromisoformat(value)
+def _bounded(statement: str, days: _Days) -> str:
+    """The statement with `{{ asked column }}` replaced by the days' bounds of that column."""
+    return re.sub(r"\{\{ asked (\w+) \}\}", lambda found: days.predicate(found[1]), statement)

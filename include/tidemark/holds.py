@@ -5,12 +5,10 @@ from datetime import datetime
 from typing import Any
 
 from tidemark import ledger, privacy
-from tidemark.errors import Refused, UsageError
+from tidemark.errors import UsageError
 from tidemark.keys import Keyring
 from tidemark.policy import Policy
 from tidemark.postgres import Connection
-
-REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +57,7 @@ def add(
         Refused: the reason holds what looks like an e-mail address, phone number or IP address.
     """
     _check(connection, ladder, workspace_id, data_class, subject)
-    reason = " ".join(reason.split())
-    if not 0 < len(reason) <= REASON_CHARACTERS:
-        raise UsageError(f"the reason must have 1 to {REASON_CHARACTERS} characters")
-    if privacy.holds_identifier(reason):
-        raise Refused(
-            "the reason holds what looks like an e-mail address, phone number or IP address: name"
-            " the case by its file number, and the person with --subject"
-        )
+    reason = ledger.checked_reason(reason)
     hashes: list[str] = []
     if subject is not None:
         key = keyring.pseudonym_key(connection, workspace_id)

@@ -170,11 +170,7 @@ def _window(own: DataClass) -> str:
 def _expiry(ladder: Policy, own: DataClass) -> str:
     text = ", ".join(_EXPIRY[action] for action in own.expiry)
     if "cold" in own.expiry:
-        stays = (
-            "no limit"
-            if own.tables[0].startswith("marts.")
-            else str(ladder.classes["cold_files"].window)
-        )
+        stays = "no limit" if own.is_mart else str(ladder.classes["cold_files"].window)
         ids = "kept" if own.cold_pseudonyms == "keep" else "hashed again under a key then destroyed"
         has_ids = any(ladder.columns_of(table, "pseudonym") for table in own.tables)
         text += f" (cold: {stays}{f', pseudonyms {ids}' if has_ids else ''})"

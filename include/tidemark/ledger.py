@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -30,12 +30,14 @@ from psycopg.types.json import Jsonb
 
 from tidemark import privacy, workspaces
 from tidemark.config import Settings
-from tidemark.errors import TidemarkError
+from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.keys import LEDGER_WORKSPACE, Keyring
 from tidemark.postgres import Connection
 
 #: What the first entry holds as the hash of the one before.
 GENESIS = "0" * 64
+#: A reason has at most as many.
+REASON_CHARACTERS = 500
 
 # Two appends at once would both follow the same head.
 _APPEND_LOCK = 0x7469_6467
@@ -185,6 +187,40 @@ def append(
             ],
         )  # fmt: skip
     return Entry(entry.entry_id, kind, plain, entry.at, entry.previous_hash, digest, signature)
+
+
+def checked_reason(text: str) -> str:
+    """A person's reason as the ledger keeps it: on one line, and naming nobody.
+
+    Raises:
+        UsageError: it is empty or longer than `REASON_CHARACTERS`.
+        Refused: it holds what looks like an e-mail address, phone number or IP address.
+    """
+    reason = " ".join(text.split())
+    if not 0 < len(reason) <= REASON_CHARACTERS:
+        raise UsageError(f"the reason must have 1 to {REASON_CHARACTERS} characters")
+    if privacy.holds_identifier(reason):
+        raise Refused(
+            "the reason holds what looks like an e-mail address, phone number or IP address: name"
+            " the case by its file number"
+        )
+    return reason
+
+
+@contextmanager
+def kept_outside(
+    settings: Settings, connection: Connection, clock: Callable[[], datetime]
+) -> Iterator[None]:
+    """Copy the head before and after what writes entries, also where that fails; see `copy_head`.
+
+    Raises:
+        TidemarkError: as `copy_head`.
+    """
+    copy_head(settings, connection, clock())
+    try:
+        yield
+    finally:
+        copy_head(settings, connection, clock())
 
 
 def copy_head(settings: Settings, connection: Connection, now: datetime) -> Head | None:

@@ -31,7 +31,7 @@ from psycopg.types.json import Jsonb
 from tidemark import clickhouse, keys, ledger, overrides, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
-from tidemark.errors import Refused, TidemarkError
+from tidemark.errors import TidemarkError
 from tidemark.landing import LandingFile, Unreadable, discover
 from tidemark.postgres import Connection
 
@@ -162,8 +162,7 @@ def run(
         Refused: as_of lies in the future.
         TidemarkError: a store does not answer; what was published stays.
     """
-    if as_of > now.date():
-        raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
+    policy.refuse_future(as_of, now)
     loader = _Loader(settings, connection, policy.read(settings), as_of, now)
     loader.recover()
     files, notes = discover(landing or settings.landing, loader.policy, sources, workspace)
@@ -223,15 +222,23 @@ def trial(
         loader.sweep()
 
 
-def effects(settings: Settings, class_name: str) -> dict[str, str]:
+def effects(settings: Settings, class_name: str, where: Callable[[str], str]) -> dict[str, str]:
     """Per measure of a class, the query of what the load ledger counts of raw.
 
-    Raw tables stand in it as `{{ raw.orders }}`.
+    Args:
+        where: for each raw table that it reads, SQL that holds for the rows to count.
 
     Raises:
         TidemarkError: the class has no SQL file, or the file lacks a block.
     """
-    return _ClassSql(settings, class_name).effects
+    return {
+        measure: re.sub(
+            r"\{\{ (raw\.\w+) \}\}",
+            lambda found: f"(select * from {found[1]} where {where(found[1])})",
+            select,
+        )
+        for measure, select in _ClassSql(settings, class_name).effects.items()
+    }
 
 
 def unloaded(
@@ -545,7 +552,7 @@ class _Loader:
     def sweep(self) -> None:
         """Drop the work tables."""
         for row in self._rows("select name from system.tables where database = 'load'"):
-            self._run(f"drop table if exists load.{_quoted(row['name'])}")
+            self._run(f"drop table if exists load.{clickhouse.identifier(row['name'])}")
 
     def _parse(
         self, batch: list[_Item], source: str, class_name: str, sql: _ClassSql, advance: Advance
@@ -666,8 +673,8 @@ class _Loader:
         carrier = " or ".join(f"notEmpty({column})" for column in sql.carried)
         return self._template(
             "parse",
-            columns=", ".join(
-                _quoted(name) for name in self._columns("load.lines") if name not in left_out
+            columns=clickhouse.identifiers(
+                name for name in self._columns("load.lines") if name not in left_out
             ),
             source=select.replace("{{ lines }}", "wanted_lines"),
             retryable=str(RETRYABLE),
@@ -884,8 +891,8 @@ class _Loader:
         names = sorted({item.file.workspace_id for item in kept})
         days = (self._oldest(class_name, name) for name in names)
         return {
-            "param_workspaces": f"[{','.join(map(_literal, names))}]",
-            "param_oldest": f"[{','.join(_literal(day.isoformat()) for day in days)}]",
+            "param_workspaces": f"[{','.join(map(clickhouse.literal, names))}]",
+            "param_oldest": f"[{','.join(clickhouse.literal(day.isoformat()) for day in days)}]",
         }
 
     def _oldest(self, class_name: str, workspace_id: str) -> date:
@@ -916,7 +923,7 @@ class _Loader:
         for measure, effects in sql.effects.items():
             added, replaced = effects, effects
             for table, select in sql.targets.items():
-                columns = ", ".join(map(_quoted, self._columns(table)))
+                columns = clickhouse.identifiers(self._columns(table))
                 new = f"select {columns} from ({self._target(select, stored)})"
                 old = f"select {columns} from {table} where {self._replaced(table, data_class)}"
                 mark = "{{ " + table + " }}"
@@ -985,7 +992,7 @@ class _Loader:
         ]
 
     def _prepare_table(self, table: str, rows: str, outdated: str, bounds: dict[str, str]) -> bool:
-        columns = ", ".join(map(_quoted, self._columns(table)))
+        columns = clickhouse.identifiers(self._columns(table))
         target = _next(table)
         self._run(f"create table {target} as {table}")
         self._run(f"alter table {target} attach partition all from {table}")
@@ -1125,14 +1132,6 @@ def _name_hash(ledger_key: bytes, name: str) -> str:
 
 def _next(table: str) -> str:
     return f"load.next_{table.split('.')[1]}"
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _nowhere(_bytes: int) -> None:

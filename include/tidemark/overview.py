@@ -307,16 +307,16 @@ def _due(
         bounds = list(planning.cutoffs(ladder, name, as_of, windows))
         if not bounds:
             continue
-        day = planning.identifier(own.day)
+        day = clickhouse.identifier(own.day)
         past = " or ".join(
-            f"({f'source = {planning.literal(source)} and ' if source else ''}"
+            f"({f'source = {clickhouse.literal(source)} and ' if source else ''}"
             f"{day} < {_cutoff([bound for bound in bounds if bound[1] == source])})"
             for source in dict.fromkeys(source for _, source, _ in bounds)
         )
-        last = planning.literal(max(cutoff for _, _, cutoff in bounds))
+        last = clickhouse.literal(max(cutoff for _, _, cutoff in bounds))
         for table in own.tables:
             counts.append(
-                f"select {planning.literal(name)} as name, count() as row_count from {table}"
+                f"select {clickhouse.literal(name)} as name, count() as row_count from {table}"
                 f" where {day} < {last} and ({past})"
             )
     known = {
@@ -340,12 +340,12 @@ def _cutoff(bounds: Sequence[tuple[str, str, date]]) -> str:
     default = next(cutoff for workspace_id, _, cutoff in bounds if not workspace_id)
     own = {workspace_id: cutoff for workspace_id, _, cutoff in bounds if workspace_id}
     if not own:
-        return planning.literal(default)
-    names = ", ".join(planning.literal(workspace_id) for workspace_id in own)
+        return clickhouse.literal(default)
+    names = ", ".join(clickhouse.literal(workspace_id) for workspace_id in own)
     days = ", ".join(f"'{cutoff}'" for cutoff in own.values())
     return (
         f"transform(workspace_id, [{names}], cast([{days}] as Array(Date)),"
-        f" {planning.literal(default)})"
+        f" {clickhouse.literal(default)})"
     )
 
 

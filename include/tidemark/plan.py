@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from psycopg.types.json import Jsonb
 
 from tidemark import clickhouse, load, overrides, policy
+from tidemark.clickhouse import identifier, identifiers, literal
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.postgres import Connection
@@ -176,16 +176,16 @@ class Plan:
             Held(
                 **{
                     **own,
-                    "month": _day(own["month"]),
-                    "first_day": _day(own["first_day"]),
-                    "last_day": _day(own["last_day"]),
+                    "month": date.fromisoformat(own["month"]),
+                    "first_day": date.fromisoformat(own["first_day"]),
+                    "last_day": date.fromisoformat(own["last_day"]),
                 }
             )
             for own in document["held"]
         )
         plan = cls(
             document["plan_id"],
-            _day(document["as_of"]),
+            date.fromisoformat(document["as_of"]),
             document["policy_sha256"],
             steps,
             held,
@@ -207,11 +207,16 @@ def step_from_dict(document: Mapping[str, Any]) -> Step:
     return Step(
         step_id=document["step_id"],
         data_class=document["data_class"],
-        month=_day(document["month"]),
+        month=date.fromisoformat(document["month"]),
         action=document["action"],
         expiry=tuple(document["expiry"]),
         ranges=tuple(
-            Range(own["workspace_id"], own["source"], _day(own["first_day"]), _day(own["cutoff"]))
+            Range(
+                own["workspace_id"],
+                own["source"],
+                date.fromisoformat(own["first_day"]),
+                date.fromisoformat(own["cutoff"]),
+            )
             for own in document["ranges"]
         ),
         targets=tuple(
@@ -290,7 +295,7 @@ def observe(
 def due_classes(ladder: policy.Policy) -> tuple[str, ...]:
     """The classes whose rows in ClickHouse end: those that marts are made of before the marts."""
     names = [name for name, own in ladder.classes.items() if "drop" in own.expiry and own.tables]
-    return tuple(sorted(names, key=lambda name: ladder.classes[name].tables[0].startswith("marts")))
+    return tuple(sorted(names, key=lambda name: ladder.classes[name].is_mart))
 
 
 def cutoffs(
@@ -329,7 +334,7 @@ def _standing(
     bounds = list(cutoffs(ladder, name, as_of, windows))
     if not bounds:
         return
-    has_sources = any(source for _, source, _ in bounds)
+    own_source = "source" if any(source for _, source, _ in bounds) else "''"
     conditions = []
     for workspace_id, source, cutoff in bounds:
         parts = [f"{day} < {literal(cutoff)}"]
@@ -342,7 +347,7 @@ def _standing(
     summed = [column for column in measures if column in table.columns]
     statement = (
         f"select toString(toStartOfMonth({day})) as month, workspace_id,"
-        f" {'source' if has_sources else empty()} as own_source,"
+        f" {own_source} as own_source,"
         f" {held_condition(ladder, name, table.name, holds)} as is_held,"
         f" count() as rows, min({day}) as first_day, max({day}) as last_day,"
         f" {fingerprint(table.columns)} as fingerprint,"
@@ -358,13 +363,13 @@ def _standing(
         yield Standing(
             data_class=name,
             table=table.name,
-            month=_day(row["month"]),
+            month=date.fromisoformat(row["month"]),
             workspace_id=row["workspace_id"],
             source=row["own_source"],
             is_held=bool(row["is_held"]),
             rows=int(row["rows"]),
-            first_day=_day(row["first_day"]),
-            last_day=_day(row["last_day"]),
+            first_day=date.fromisoformat(row["first_day"]),
+            last_day=date.fromisoformat(row["last_day"]),
             sums=dict(zip(summed, row["sums"], strict=True)),
             fingerprint=int(row["fingerprint"]),
         )
@@ -533,7 +538,7 @@ def _waits_for_raw(
     ladder: policy.Policy, name: str, standing: Sequence[Standing], held: Sequence[Held]
 ) -> list[Held]:
     """Marts stay as long as raw rows of their days do: there is nothing else to tie those to."""
-    if not ladder.classes[name].tables[0].startswith("marts."):
+    if not ladder.classes[name].is_mart:
         return []
     waits = []
     for workspace_id in sorted({own.workspace_id for own in standing if not own.is_held}):
@@ -664,16 +669,7 @@ def effects(settings: Settings, ladder: policy.Policy, steps: Sequence[Step]) ->
     for step in steps:
         for target in step.targets:
             going[target.table].append(f"({target.predicate})")
-    return {
-        measure: re.sub(
-            r"\{\{ (raw\.\w+) \}\}",
-            lambda found: (
-                f"(select * from {found[1]} where {' or '.join(going[found[1]]) or 'false'})"
-            ),
-            select,
-        )
-        for measure, select in load.effects(settings, name).items()
-    }
+    return load.effects(settings, name, lambda table: " or ".join(going[table]) or "false")
 
 
 # -- keeping plans -------------------------------------------------------------------------------
@@ -711,30 +707,6 @@ def month_end(month: date) -> date:
     return following - timedelta(days=1)
 
 
-def literal(value: str | date) -> str:
-    """A value as an SQL literal of ClickHouse."""
-    if isinstance(value, date):
-        return f"toDate('{value.isoformat()}')"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def identifiers(names: Iterable[str]) -> str:
-    """Names of columns, quoted, with commas between."""
-    return ", ".join(map(identifier, names))
-
-
-def identifier(name: str) -> str:
-    """A column's name, quoted."""
-    escaped = name.replace("\\", "\\\\").replace("`", "\\`")
-    return f"`{escaped}`"
-
-
-def empty() -> str:
-    """The empty string as SQL."""
-    return "''"
-
-
 def _added(sums: Iterable[Mapping[str, str]]) -> dict[str, str]:
     from decimal import Context, Decimal
 
@@ -756,7 +728,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, date):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} has no place in a plan")
-
-
-def _day(value: date | str) -> date:
-    return value if isinstance(value, date) else date.fromisoformat(value)

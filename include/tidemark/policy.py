@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tidemark.config import Settings
-from tidemark.errors import TidemarkError
+from tidemark.errors import Refused, TidemarkError
 from tidemark.postgres import Connection
 
 Kind = Literal["personal", "pseudonym", "measure", "dimension"]
@@ -163,6 +163,16 @@ class DataClass(_Strict):
     #: What a cold file does with pseudonyms; None where no cold file is made.
     cold_pseudonyms: Literal["rehash", "keep"] | None = None
 
+    @property
+    def is_mart(self) -> bool:
+        """Whether its rows are figures that were built: raw rows of their days prove them."""
+        return any(table.startswith("marts.") for table in self.tables)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The measure groups that its rows are counted in."""
+        return tuple(sorted(set(self.measures.values())))
+
     def oldest_day(self, as_of: date, override: Window | None = None) -> date | None:
         """The oldest day still inside the window; None where there is no limit.
 
@@ -242,6 +252,18 @@ class Policy(_Strict):
             }
             for table, lists in self.column_lists.items()
         }
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The measure groups that have days of a workspace."""
+        every = {group for own in self.classes.values() for group in own.groups}
+        # Rates belong to no workspace and reach no mart by themselves.
+        return tuple(sorted(every - {"fx"}))
+
+    def closed_groups(self, name: str) -> tuple[str, ...]:
+        """The measure groups whose days a purge of a class closes: a mart's are closed to all."""
+        data_class = self.classes[name]
+        return self.groups if data_class.is_mart else data_class.groups
 
     @model_validator(mode="after")
     def _check(self) -> "Policy":
@@ -483,6 +505,16 @@ def _kind(key: str) -> tuple[Any, tuple[str, ...]]:
     """Kind and measure groups of an entry of `columns`, like `measure orders payments`."""
     kind, *groups = key.split(" ")
     return kind, tuple(groups)
+
+
+def refuse_future(as_of: date, now: datetime) -> None:
+    """Refuse a day that has not come yet.
+
+    Raises:
+        Refused: `as_of` lies after the clock's day in UTC.
+    """
+    if as_of > now.date():
+        raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
 
 
 def path(settings: Settings) -> Path:

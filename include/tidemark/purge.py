@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, LiteralString, Protocol
 
 from tidemark import build as building
 from tidemark import clickhouse, cold, ledger, policy
@@ -120,7 +120,7 @@ class Door:
         """
         if as_of != plan.as_of:
             raise Refused(f"plan {plan.plan_id} is of {plan.as_of}, not of {as_of}")
-        refuse_future(as_of, self.clock())
+        policy.refuse_future(as_of, self.clock())
         Plan.from_dict(plan.as_dict())
         if plan.policy_sha256 != self.ladder.sha256:
             raise Refused(
@@ -133,7 +133,7 @@ class Door:
                 " look at it with `tidemark plan` and approve it"
             )
         planning.store(self.connection, plan, self.clock())
-        done = {entry["step_id"] for entry in self._entries(DONE)}
+        done = {entry["step_id"] for entry in self._entries(DONE, plan)}
         reports: list[StepReport] = []
         for name in plan.classes:
             for step in plan.of(name):
@@ -160,10 +160,10 @@ class Door:
         Safe to run again: what a killed run began goes first.
 
         Raises:
-            Refused: the day has not come yet.
+            Refused: the day lies in the future.
             TidemarkError: something is left of what was destroyed, or a store does not answer.
         """
-        refuse_future(as_of, self.clock())
+        policy.refuse_future(as_of, self.clock())
         began = self._open_expiries()
         numbers = {(own.data_class, own.number) for own in began}
         due = [
@@ -194,8 +194,8 @@ class Door:
         Returns:
             A line for each thing that is not as it has to be.
         """
-        done = {entry["step_id"] for entry in self._entries(DONE)}
-        begun = {entry["step"]["step_id"]: entry for entry in self._entries(BEGUN)}
+        done = {entry["step_id"] for entry in self._entries(DONE, plan)}
+        begun = {entry["step"]["step_id"]: entry for entry in self._entries(BEGUN, plan)}
         # A mart's own step read its cold copy back: from then on that is where the figures are.
         tiered = {
             (target["table"], own["workspace_id"], entry["step"]["month"])
@@ -243,11 +243,14 @@ class Door:
 
     def _open_expiries(self) -> list[cold.Due]:
         """What was begun and not ended."""
-        done = {(entry["data_class"], entry["number"]) for entry in self._entries(EXPIRY_DONE)}
         return [
             cold.due_from(entry)
-            for entry in self._entries(EXPIRY_BEGUN)
-            if (entry["data_class"], entry["number"]) not in done
+            for entry in self._unended(
+                EXPIRY_BEGUN,
+                EXPIRY_DONE,
+                "done.document -> 'data_class' = begun.document -> 'data_class'"
+                " and done.document -> 'number' = begun.document -> 'number'",
+            )
         ]
 
     # -- a step ------------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ class Door:
         self._mark(step, f"{step.rows} rows to go, and they are those of the plan")
         begun = {
             "plan_id": plan.plan_id,
-            "step": _plain(asdict(step)),
+            "step": asdict(step),
             "rows": step.rows,
             "verdict": proof,
             "approved_by": approved_by,
@@ -279,7 +282,7 @@ class Door:
 
     def _finish(self, step: Step, begun: Mapping[str, Any], status: str) -> StepReport:
         self._mark(step, "is in the ledger")
-        self._freeze(step)
+        self._put_days(step, "retention.frozen_days")
         self._mark(step, "days are closed")
         self._keep_coverage(step)
         self._mark(step, "coverage is kept")
@@ -354,7 +357,7 @@ class Door:
 
     def _standing(self, target: Target) -> tuple[int, str, int]:
         """Rows to go, their fingerprint, and the rows of the partition that stay."""
-        partition = f"_partition_id = {planning.literal(target.partition)}"
+        partition = f"_partition_id = {clickhouse.literal(target.partition)}"
         (row,) = clickhouse.rows(
             self.settings,
             f"select countIf({target.predicate}) as rows,"
@@ -366,7 +369,7 @@ class Door:
 
     def _wait_for_raw(self, step: Step) -> None:
         """A mart goes after the raw rows that it is proven by."""
-        if not step.targets[0].table.startswith("marts."):
+        if not self.ladder.classes[step.data_class].is_mart:
             return
         for name, own in self.ladder.classes.items():
             if not own.measures or "drop" not in own.expiry:
@@ -391,8 +394,7 @@ class Door:
 
     def _close_in_ledger(self, plan_id: str, step: Step, counted: list[dict[str, Any]]) -> None:
         days = list(step.days())
-        data_class = self.ladder.classes[step.data_class]
-        if data_class.measures or step.targets[0].table.startswith("marts."):
+        if self.ladder.closed_groups(step.data_class):
             self.connection.execute(
                 "insert into control.purge_ledger"
                 " (class, workspace_id, local_date, plan_id, purged_at)"
@@ -421,36 +423,26 @@ class Door:
 
     # -- closing a day -----------------------------------------------------------------------------
 
-    def _groups(self, step: Step) -> tuple[str, ...]:
-        """The measure groups that a step closes; a mart's day is closed to all of them."""
-        data_class = self.ladder.classes[step.data_class]
-        if step.targets[0].table.startswith("marts."):
-            every = {
-                group for own in self.ladder.classes.values() for group in own.measures.values()
-            }
-            return tuple(sorted(every - {"fx"}))
-        return tuple(sorted(set(data_class.measures.values())))
-
-    def _freeze(self, step: Step) -> None:
-        groups = self._groups(step)
+    def _put_days(self, step: Step, table: str) -> None:
+        """Name the step's days there, by workspace and measure group."""
         rows = [
             {"workspace_id": workspace_id, "measure_group": group, "local_date": day.isoformat()}
             for workspace_id, day in step.days()
-            for group in groups
+            for group in self.ladder.closed_groups(step.data_class)
         ]
-        clickhouse.insert_rows(self.settings, "retention.frozen_days", rows)
+        clickhouse.insert_rows(self.settings, table, rows)
 
     def _keep_coverage(self, step: Step) -> None:
         measures = self.ladder.classes[step.data_class].measures
         if not measures:
             return
-        named = ", ".join(planning.literal(measure) for measure in measures)
+        named = ", ".join(clickhouse.literal(measure) for measure in measures)
         columns = "workspace_id, class, local_date, currency, row_count, distinct_ids, money"
         # Days that closed before keep what was known of them then: their facts are gone.
         clickhouse.execute(
             self.settings,
             f"insert into retention.purged_coverage ({columns}, step_id)"
-            f" select {columns}, {planning.literal(step.step_id)} from retention.coverage"
+            f" select {columns}, {clickhouse.literal(step.step_id)} from retention.coverage"
             f" where class in ({named}) and {step.predicate('local_date')}"
             " and (workspace_id, class, local_date) not in"
             " (select workspace_id, class, local_date from retention.purged_coverage)",
@@ -458,16 +450,7 @@ class Door:
 
     def _anonymise(self, step: Step) -> None:
         clickhouse.execute(self.settings, "truncate table retention.expiring_days")
-        groups = self._groups(step)
-        clickhouse.insert_rows(
-            self.settings,
-            "retention.expiring_days",
-            [
-                {"workspace_id": workspace_id, "measure_group": group, "local_date": str(day)}
-                for workspace_id, day in step.days()
-                for group in groups
-            ],
-        )
+        self._put_days(step, "retention.expiring_days")
         self.project.run("snapshot")
         query = self.settings.sql / "purge" / "anonymised.sql"
         for row in clickhouse.rows(self.settings, query.read_text(encoding="utf-8")):
@@ -499,7 +482,7 @@ class Door:
             "predicate": target.predicate,
             "is_whole_partition": whole,
             "row_count": rows,
-            "hashed_columns": planning.identifiers(target.columns),
+            "hashed_columns": clickhouse.identifiers(target.columns),
             "fingerprint": fingerprint,
             "expires_at": int(time.time()) + 60 * self.ladder.purge.permit_minutes,
         }
@@ -513,8 +496,8 @@ class Door:
     def _forget_permits(self, step: Step) -> None:
         clickhouse.execute(
             self.settings,
-            f"alter table retention.permits delete where step_id = {planning.literal(step.step_id)}"
-            " settings mutations_sync = 2",
+            "alter table retention.permits delete"
+            f" where step_id = {clickhouse.literal(step.step_id)} settings mutations_sync = 2",
         )
 
     def _wait_for_mutations(self, table: str) -> None:
@@ -525,8 +508,8 @@ class Door:
             found = clickhouse.rows(
                 self.settings,
                 "select mutation_id, latest_fail_reason from system.mutations where not is_done"
-                f" and database = {planning.literal(database)}"
-                f" and table = {planning.literal(name)}",
+                f" and database = {clickhouse.literal(database)}"
+                f" and table = {clickhouse.literal(name)}",
             )
             if not found:
                 return
@@ -556,9 +539,9 @@ class Door:
             parts = clickhouse.rows(
                 self.settings,
                 "select name, active from system.parts"
-                f" where database = {planning.literal(database)}"
-                f" and table = {planning.literal(name)}"
-                f" and partition_id = {planning.literal(target.partition)}",
+                f" where database = {clickhouse.literal(database)}"
+                f" and table = {clickhouse.literal(name)}"
+                f" and partition_id = {clickhouse.literal(target.partition)}",
             )
             dead = [part["name"] for part in parts if not part["active"]]
             if dead:
@@ -579,23 +562,32 @@ class Door:
 
     # -- the ledger --------------------------------------------------------------------------------
 
-    def _entries(self, kind: str) -> list[Mapping[str, Any]]:
+    def _entries(self, kind: str, plan: Plan) -> list[Mapping[str, Any]]:
+        """What the ledger has of the months of a plan, of other plans too."""
         return [
             row["document"]
             for row in self.connection.execute(
-                "select document from control.ledger where kind = %s order by entry_id", [kind]
+                "select document from control.ledger where kind = %s"
+                " and coalesce(document ->> 'month', document -> 'step' ->> 'month') = any(%s)"
+                " order by entry_id",
+                [kind, [step.month.isoformat() for step in plan.steps]],
             )
         ]
 
     def _open_steps(self) -> list[Mapping[str, Any]]:
+        return self._unended(
+            BEGUN, DONE, "done.document -> 'step_id' = begun.document -> 'step' -> 'step_id'"
+        )
+
+    def _unended(self, begun: str, done: str, same: LiteralString) -> list[Mapping[str, Any]]:
+        """Entries of the first kind that none of the second answers."""
         return [
             row["document"]
             for row in self.connection.execute(
                 "select document from control.ledger as begun where kind = %s and not exists ("
-                "select from control.ledger as done where done.kind = %s"
-                " and done.document ->> 'step_id' = begun.document -> 'step' ->> 'step_id')"
+                f"select from control.ledger as done where done.kind = %s and {same})"
                 " order by entry_id",
-                [BEGUN, DONE],
+                [begun, done],
             )
         ]
 
@@ -638,19 +630,19 @@ def aggregates(
             for row in clickhouse.rows(
                 settings,
                 "select name, type, is_in_sorting_key from system.columns"
-                f" where concat(database, '.', table) = {planning.literal(table)}",
+                f" where concat(database, '.', table) = {clickhouse.literal(table)}",
             )
         }
         own = sorted(name for name in wanted if name in types)
         if "date_day" not in types or not own:
             continue
         values = [
-            f"finalizeAggregation({planning.identifier(name)})"
+            f"finalizeAggregation({clickhouse.identifier(name)})"
             if types[name]["type"].startswith("AggregateFunction")
-            else planning.identifier(name)
+            else clickhouse.identifier(name)
             for name in own
         ]
-        key = [planning.identifier(n) for n, row in types.items() if row["is_in_sorting_key"]]
+        key = [clickhouse.identifier(n) for n, row in types.items() if row["is_in_sorting_key"]]
         rows = clickhouse.rows(
             settings,
             "select workspace_id, toString(sum(reinterpretAsUInt128(sipHash128("
@@ -682,16 +674,6 @@ def orphans(settings: Settings) -> list[str]:
     ]
 
 
-def refuse_future(as_of: date, now: datetime) -> None:
-    """Refuse a day that has not come yet.
-
-    Raises:
-        Refused: `as_of` lies after the clock's day in UTC.
-    """
-    if as_of > now.date():
-        raise Refused(f"--as-of {as_of} has not come yet: it is {now.date()} UTC")
-
-
 def _report(step: Step, rows: int, status: str, reason: str = "") -> StepReport:
     return StepReport(
         step.step_id,
@@ -716,7 +698,3 @@ def _expired(own: cold.Due, rows: int, status: str, reason: str = "") -> StepRep
         status,
         reason,
     )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

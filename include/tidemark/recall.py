@@ -11,16 +11,15 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from tidemark import clickhouse, cold, ledger, policy, privacy
+from tidemark import clickhouse, cold, ledger, policy
+from tidemark.clickhouse import identifier, literal
 from tidemark.cold import ColdFile, Column, recalled
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.flows import Note, warehouse
 from tidemark.keys import Keyring
-from tidemark.plan import identifier, literal
 from tidemark.postgres import Connection
 
-REASON_CHARACTERS = 500
 _EXPIRES = "expires_at"
 
 
@@ -81,16 +80,8 @@ def recall(
         raise UsageError(
             f"no class {data_class}; {policy.path(settings)} has {', '.join(ladder.classes)}"
         )
-    if as_of > now.date():
-        raise Refused(f"as_of {as_of} lies in the future: today is {now.date()} in UTC")
-    reason = " ".join(reason.split())
-    if not 0 < len(reason) <= REASON_CHARACTERS:
-        raise UsageError(f"the reason must have 1 to {REASON_CHARACTERS} characters")
-    if privacy.holds_identifier(reason):
-        raise Refused(
-            "the reason holds what looks like an e-mail address, phone number or IP address: name"
-            " the case by its file number"
-        )
+    policy.refuse_future(as_of, now)
+    reason = ledger.checked_reason(reason)
     keyring = Keyring.from_settings(settings)
     with warehouse(settings, note) as connection:
         own = _Recall(
@@ -99,11 +90,8 @@ def recall(
         files = own.files()
         note(f"reading {len(files)} cold files in full")
         own.check(files)
-        ledger.copy_head(settings, connection, now)
-        try:
+        with ledger.kept_outside(settings, connection, lambda: now):
             return own.bring_back(files, keyring, reason)
-        finally:
-            ledger.copy_head(settings, connection, now)
 
 
 class _Recall:

@@ -236,8 +236,7 @@ def purge_plan(
     ladder = policy.read(settings)
     with warehouse(settings, note) as connection:
         door = _door(settings, connection, ladder, clock, note)
-        try:
-            ledger.copy_head(settings, connection, clock())
+        with ledger.kept_outside(settings, connection, clock):
             resumed = door.resume()
             return resumed + door.purge(
                 found,
@@ -247,8 +246,6 @@ def purge_plan(
                 approved_by=approved_by,
                 only=only,
             )
-        finally:
-            ledger.copy_head(settings, connection, clock())
 
 
 def resume(
@@ -260,11 +257,8 @@ def resume(
         door = _door(settings, connection, ladder, clock, note)
         if not door.unfinished():
             return ()
-        try:
-            ledger.copy_head(settings, connection, clock())
+        with ledger.kept_outside(settings, connection, clock):
             return door.resume()
-        finally:
-            ledger.copy_head(settings, connection, clock())
 
 
 def expire(
@@ -274,11 +268,8 @@ def expire(
     ladder = policy.read(settings)
     with warehouse(settings, note) as connection:
         door = _door(settings, connection, ladder, clock, note)
-        try:
-            ledger.copy_head(settings, connection, clock())
+        with ledger.kept_outside(settings, connection, clock):
             return door.expire(as_of)
-        finally:
-            ledger.copy_head(settings, connection, clock())
 
 
 def verify(
@@ -303,15 +294,14 @@ def purge(
 
     Raises:
         PurgeRefused: a guard stopped a class; the others are done.
-        Refused: the day has not come yet, or the plan is so large that a person has to approve it.
+        Refused: the day lies in the future, or the plan is so large that a person must approve it.
         TidemarkError: a store does not answer, or a figure of a closed day changed.
     """
-    purging.refuse_future(as_of, clock())
+    policy.refuse_future(as_of, clock())
     ladder = policy.read(settings)
     with warehouse(settings, note) as connection:
         door = _door(settings, connection, ladder, clock, note)
-        ledger.copy_head(settings, connection, clock())
-        try:
+        with ledger.kept_outside(settings, connection, clock):
             steps = door.resume()
             found = _plan(settings, connection, ladder, as_of)
             policy.record(connection, ladder, clock())
@@ -333,8 +323,6 @@ def purge(
                 )
             steps += door.expire(as_of)
             problems = door.verify(found)
-        finally:
-            ledger.copy_head(settings, connection, clock())
     report = PurgeReport(as_of, found.plan_id, steps, verdicts, found.held, problems)
     if report.refused:
         raise PurgeRefused(report)

@@ -11,6 +11,7 @@ from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tidemark import workspaces
+from tidemark.clickhouse import identifier, literal
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.postgres import connect
@@ -119,30 +120,30 @@ def clickhouse(declaration: Declaration, cluster: str | None = None) -> Iterator
     Args:
         cluster: its name, where the roles have to be on every host.
     """
-    everywhere = f" on cluster {_quoted(cluster)}" if cluster else ""
+    everywhere = f" on cluster {identifier(cluster)}" if cluster else ""
     for name, profile in declaration.profiles.items():
         constant = " const" if "readonly" in profile.settings else ""
         values = ", ".join(
             f"{setting} = {value}{constant}" for setting, value in profile.settings.items()
         )
         yield (
-            f"create settings profile or replace {_quoted(f'tidemark_{name}')}{everywhere}"
+            f"create settings profile or replace {identifier(f'tidemark_{name}')}{everywhere}"
             f" settings {values}"
         )
     for name, role in declaration.roles.items():
         rights = role.clickhouse
-        yield f"create role if not exists {_quoted(name)}{everywhere}"
+        yield f"create role if not exists {identifier(name)}{everywhere}"
         # What the declaration no longer says goes.
-        yield f"revoke{everywhere} all on *.* from {_quoted(name)}"
+        yield f"revoke{everywhere} all on *.* from {identifier(name)}"
         yield (
-            f"alter role {_quoted(name)}{everywhere}"
-            f" settings profile {_literal(f'tidemark_{rights.profile}')}"
+            f"alter role {identifier(name)}{everywhere}"
+            f" settings profile {literal(f'tidemark_{rights.profile}')}"
         )
         for right, privileges in _PRIVILEGES.items():
             for relation in getattr(rights, right):
-                yield f"grant{everywhere} {privileges} on {_place(relation)} to {_quoted(name)}"
+                yield f"grant{everywhere} {privileges} on {_place(relation)} to {identifier(name)}"
         for right in rights.use:
-            yield f"grant{everywhere} {right} on *.* to {_quoted(name)}"
+            yield f"grant{everywhere} {right} on *.* to {identifier(name)}"
         for view in rights.definer_views:
             yield (
                 f"alter table {_place(view)}{everywhere}"
@@ -152,20 +153,20 @@ def clickhouse(declaration: Declaration, cluster: str | None = None) -> Iterator
         if quota:
             limits = ", ".join(f"{limit} = {value}" for limit, value in quota.items())
             yield (
-                f"create quota or replace {_quoted(name)}{everywhere}"
-                f" keyed by user_name for interval 1 hour max {limits} to {_quoted(name)}"
+                f"create quota or replace {identifier(name)}{everywhere}"
+                f" keyed by user_name for interval 1 hour max {limits} to {identifier(name)}"
             )
         for relation in rights.own_rows:
             place = _place(relation)
             yield (
-                f"create row policy or replace {_quoted('own_workspace')}{everywhere} on {place}"
-                f" using workspace_id = getSetting({_literal(_WORKSPACE_SETTING)})"
-                f" to {_quoted(name)}"
+                f"create row policy or replace {identifier('own_workspace')}{everywhere} on {place}"
+                f" using workspace_id = getSetting({literal(_WORKSPACE_SETTING)})"
+                f" to {identifier(name)}"
             )
             # Where a policy stands for one, all others see nothing but for a policy of theirs.
             yield (
-                f"create row policy or replace {_quoted('every_workspace')}{everywhere} on {place}"
-                f" using true to all except {_quoted(name)}"
+                f"create row policy or replace {identifier('every_workspace')}{everywhere}"
+                f" on {place} using true to all except {identifier(name)}"
             )
 
 
@@ -179,13 +180,13 @@ def clickhouse_analyst(login: str, workspace_id: str, cluster: str | None = None
         UsageError: it is no id of a workspace.
     """
     _check(workspace_id)
-    everywhere = f" on cluster {_quoted(cluster)}" if cluster else ""
+    everywhere = f" on cluster {identifier(cluster)}" if cluster else ""
     yield (
-        f"alter user {_quoted(login)}{everywhere} settings profile 'tidemark_reader',"
-        f" {_WORKSPACE_SETTING} = {_literal(workspace_id)} const"
+        f"alter user {identifier(login)}{everywhere} settings profile 'tidemark_reader',"
+        f" {_WORKSPACE_SETTING} = {literal(workspace_id)} const"
     )
-    yield f"grant{everywhere} {_quoted(WORKSPACE_ANALYST)} to {_quoted(login)}"
-    yield f"alter user {_quoted(login)}{everywhere} default role {_quoted(WORKSPACE_ANALYST)}"
+    yield f"grant{everywhere} {identifier(WORKSPACE_ANALYST)} to {identifier(login)}"
+    yield f"alter user {identifier(login)}{everywhere} default role {identifier(WORKSPACE_ANALYST)}"
 
 
 def make_postgres(settings: Settings) -> None:
@@ -294,12 +295,4 @@ def _check(workspace_id: str) -> None:
 
 
 def _place(relation: str) -> str:
-    return ".".join(part if part == "*" else _quoted(part) for part in relation.split("."))
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return ".".join(part if part == "*" else identifier(part) for part in relation.split("."))

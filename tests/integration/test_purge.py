@@ -171,7 +171,7 @@ def test_only_a_fresh_verdict_on_this_plan_opens_the_door(built: Warehouse) -> N
     other = plan(built, date(2025, 10, 11))
     foreign = retention.prove(built.settings, other, "pixel_events", clock=now, gate=gate)
     assert "is not about pixel_events of this plan" in reasons({"pixel_events": foreign})
-    with pytest.raises(Refused, match="has not come yet"):
+    with pytest.raises(Refused, match="lies in the future"):
         purge_with(built, plan(built, now().date() + timedelta(days=1)), {})
 
 

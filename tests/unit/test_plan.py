@@ -5,8 +5,8 @@ from datetime import date, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tidemark import clickhouse, policy
 from tidemark import plan as planning
-from tidemark import policy
 from tidemark.config import Settings
 from tidemark.plan import Plan, Standing, State, Table
 from tidemark.policy import Hold, Window
@@ -152,5 +152,5 @@ def test_marts_wait_for_raw_rows_that_stay() -> None:
 
 
 def test_sources_and_values_are_quoted() -> None:
-    assert planning.literal("c'\\") == "'c\\'\\\\'"
-    assert planning.identifier("a`b") == "`a\\`b`"
+    assert clickhouse.literal("c'\\") == "'c\\'\\\\'"
+    assert clickhouse.identifier("a`b") == "`a\\`b`"
