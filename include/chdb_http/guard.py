@@ -19,7 +19,7 @@ from typing import Any
 from chdb_http.config import Config
 from chdb_http.engine import Connection, Engine
 from chdb_http.errors import ClickHouseError, EngineError
-from chdb_http.sql import names
+from chdb_http.sql import names, read_statement
 
 # Table functions that read nothing but the warehouse and their own arguments.
 READER_TABLE_FUNCTIONS = names(
@@ -316,12 +316,11 @@ class Guard:
         connection = self._connections.take()
         try:
             try:
-                text = connection.text("SELECT parseQueryToJSON({q:String})", {"q": escape(sql)})
-                tree = json.loads(text, strict=False)
+                tree = _parsed(connection, sql)
             except EngineError as error:
                 if error.code != 36:
                     raise EngineError(_SCOPE.sub("", error.message)) from None
-                tree = _textual(connection.text(f"EXPLAIN AST {sql}", params))
+                tree = _drawn(connection, sql, params)
             except ValueError:
                 raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: no parse") from None
         finally:
@@ -693,6 +692,25 @@ def _resolve(node: Node, params: Mapping[str, str]) -> None:
             parts[at] = values.pop(0)
     node["parts"] = parts
     node["name"] = ".".join(parts)
+
+
+def _parsed(connection: Connection, sql: str) -> Any:
+    """The engine's tree of a statement. Raises EngineError 36 where it has none."""
+    text = connection.text("SELECT parseQueryToJSON({q:String})", {"q": escape(sql)})
+    return json.loads(text, strict=False)
+
+
+def _drawn(connection: Connection, sql: str, params: Mapping[str, str]) -> Node:
+    """The tree that EXPLAIN AST draws; of SETTINGS it shows nothing, so they are read apart.
+
+    What runs is put together from the same two parts.
+    """
+    statement = read_statement(sql)
+    if not statement.settings or not statement.piped:
+        return _textual(connection.text(f"EXPLAIN AST {sql}", params))
+    tree = _textual(connection.text(f"EXPLAIN AST {statement.body}", params))
+    tree["children"].append(_parsed(connection, f"SELECT 1\n{statement.settings}"))
+    return tree
 
 
 def _textual(text: str) -> Node:

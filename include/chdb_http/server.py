@@ -889,7 +889,7 @@ class App:
                 statement = plan.statement
                 assert statement is not None
                 answer.format = statement.format or answer.format
-                if statement.rows:
+                if statement.piped:
                     sql = statement.into(job.exit.path, answer.format)
                     try:
                         result = connection.run(sql, params=bound)

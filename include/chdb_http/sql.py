@@ -35,6 +35,8 @@ _EXPECTS_NAME = names(
     VIEW DICTIONARY EXISTS DESCRIBE DESC WITH"""
 )
 _PRODUCES_ROWS = names("""SELECT WITH FROM SHOW DESCRIBE DESC EXISTS EXPLAIN CHECK""")
+# Their SETTINGS belong to the output, behind its file and format; a SELECT's are its own.
+_SETTINGS_LAST = names("SHOW DESCRIBE DESC EXISTS CHECK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +187,25 @@ def _expects_name(previous: Token) -> bool:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement without data: where its format stands and whether it gives rows."""
+    """A statement without data: where its output's clauses stand and whether it gives rows."""
 
     text: str
     word: str
     format: str | None
-    clause: int
     rows: bool
+    body: str
+    settings: str
+
+    @property
+    def piped(self) -> bool:
+        """Does its result go through a pipe? EXPLAIN's is short, and a clause added behind the
+        explained statement may become part of that one."""
+        return self.rows and self.word != "EXPLAIN"
 
     def into(self, path: str, default_format: str) -> str:
         """The statement, writing its result to a path of this process."""
-        head = self.text[: self.clause].rstrip()
-        tail = self.text[self.clause :] if self.format else f"FORMAT {default_format}"
-        return f"{head}\nINTO OUTFILE {quote(path)} TRUNCATE {tail}"
+        clause = f"INTO OUTFILE {quote(path)} TRUNCATE FORMAT {self.format or default_format}"
+        return f"{self.body}\n{clause} {self.settings}".rstrip()
 
 
 def read_statement(text: str) -> Statement:
@@ -221,7 +229,8 @@ def read_statement(text: str) -> Statement:
     if any(item.text == ";" for item in items if item.kind == "punct"):
         raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)")
     word = next((item.word for item in items if item.text != "("), "")
-    name, clause, depth = None, len(text), 0
+    name, after, depth = None, "", 0
+    clause = settings = len(text)
     for at, item in enumerate(items):
         if item.kind == "punct":
             depth += (item.text in "([{") - (item.text in ")]}")
@@ -231,15 +240,21 @@ def read_statement(text: str) -> Statement:
             raise ClickHouseError(
                 48, "NOT_IMPLEMENTED", "INTO OUTFILE is not allowed over HTTP: read the answer"
             )
+        if item.word == "SETTINGS" and word in _SETTINGS_LAST and at + 2 < len(items):
+            settings = item.start if items[at + 2].text == "=" else settings
         if item.word != "FORMAT" or _expects_name(items[at - 1]) or at + 1 >= len(items):
             continue
         following = items[at + 2] if at + 2 < len(items) else None
         if items[at + 1].kind == "word" and (following is None or following.word == "SETTINGS"):
-            name, clause = items[at + 1].text, item.start
+            name, clause, after = items[at + 1].text, item.start, text[items[at + 1].end :]
     rows = word in _PRODUCES_ROWS
     if word == "WITH" and any(item.word == "INSERT" for item in items):
         rows = False
-    return Statement(text, word, name, clause, rows)
+    # Either may stand first.
+    before = text[min(settings, clause) : clause]
+    return Statement(
+        text, word, name, rows, text[: min(settings, clause)].rstrip(), (before + after).strip()
+    )
 
 
 def quote(value: str) -> str:

@@ -399,6 +399,11 @@ def test_the_owner_reads_its_folder(daemon: Daemon) -> None:
         "SET format_schema = '/etc/passwd:X'",
         "SET input_format_record_errors_file_path = '/tmp/evil'",
         "SELECT 1 SETTINGS rename_files_after_processing = 'x'",
+        "DESCRIBE fuzzed SETTINGS format_schema = '/etc/passwd:X'",
+        "DESCRIBE fuzzed FORMAT CSV SETTINGS format_schema = '/etc/passwd:X'",
+        "EXISTS fuzzed SETTINGS max_threads = 1, additional_result_filter = 'file(1)'",
+        "SHOW TABLES SETTINGS additional_result_filter = 'file(1)' FORMAT CSV",
+        "CHECK TABLE fuzzed SETTINGS additional_result_filter = 'file(1)'",
     ],
 )
 def test_the_owner_makes_no_way_out(daemon: Daemon, fuzzed: Path, statement: str) -> None:

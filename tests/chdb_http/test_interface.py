@@ -58,6 +58,42 @@ def test_query_places(daemon: Daemon, query: str | None, body: bytes | None, ans
     assert (reply.status, reply.body) == (200, answer)
 
 
+@pytest.mark.parametrize(
+    ("query", "answer"),
+    [
+        ("CHECK TABLE t SETTINGS check_query_single_value_result = 1", b"1\n"),
+        ("CHECK TABLE t SETTINGS check_query_single_value_result = 1 FORMAT CSV", b"1\n"),
+        ("CHECK TABLE t FORMAT CSV SETTINGS check_query_single_value_result = 1", b"1\n"),
+        ("EXISTS t SETTINGS max_threads = 1", b"1\n"),
+        ("SHOW TABLES LIKE 't' SETTINGS max_threads = 1 FORMAT CSV", b'"t"\n'),
+        (
+            "DESCRIBE t SETTINGS describe_compact_output = 1 FORMAT CSV",
+            b'"a","Int64"\n"s","String"\n',
+        ),
+        ("SHOW SETTINGS LIKE 'max_threads' FORMAT JSONCompactColumns", b"max_threads"),
+        ("EXPLAIN AST ALTER TABLE t ADD COLUMN b Int8", b"AlterQuery  t (children 2)\n"),
+        ("EXPLAIN AST CREATE TABLE z (a Int8) ENGINE = Memory", b"CreateQuery z "),
+        ("EXPLAIN AST INSERT INTO t VALUES (1, 'x')", b"InsertQuery   (children 1)\n"),
+        ("EXPLAIN AST DROP TABLE t", b"DropQuery  t "),
+        ("EXPLAIN AST CHECK TABLE t", b"CheckQuery  t "),
+        ("EXPLAIN SYNTAX SELECT 1 SETTINGS max_threads = 1 FORMAT CSV", b'"SELECT 1'),
+        ("EXPLAIN PIPELINE INSERT INTO t SELECT 1, ''", b"Sink"),
+        (
+            "EXPLAIN ESTIMATE SELECT * FROM t FORMAT JSONEachRow",
+            b'{"database":"default","table":"t"',
+        ),
+    ],
+)
+def test_statements_other_than_select_answer_too(
+    daemon: Daemon, table: str, query: str, answer: bytes
+) -> None:
+    assert daemon.send("INSERT INTO t VALUES (1, 'x')").status == 200
+    reply = daemon.send(query)
+    assert reply.status == 200, reply.body
+    assert answer in reply.body
+    assert b"/proc/" not in reply.body
+
+
 def test_get_is_served(daemon: Daemon) -> None:
     assert daemon.send("SELECT 1", method="GET").body == b"1\n"
 
