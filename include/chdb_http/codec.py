@@ -269,7 +269,7 @@ class StoredFeed:
     compression = "br"
     # The stream's window, and an empty block that fills up the byte.
     _HEAD = b"\x0c"
-    _BLOCK = 1 << 20
+    BLOCK = 1 << 20
 
     def __init__(self, source: Decoder) -> None:
         self._source = source
@@ -278,25 +278,29 @@ class StoredFeed:
         self._begun = False
 
     def feed(self, data: bytes) -> bytes:
-        return b"".join(map(self.frame, self.decode(data)))
+        return b"".join(part for piece in self.decode(data) for part in self.frame(piece))
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         """Decode a piece of the body that is to be framed later. Raises ClickHouseError."""
         return decoded(self._source, data)
 
-    def frame(self, data: bytes) -> bytes:
-        """Frame bytes that are decoded already."""
-        out: list[bytes | memoryview] = [] if self._begun else [self._HEAD]
-        self._begun = True
+    def frame(self, data: bytes) -> Iterator[bytes | memoryview]:
+        """Bytes that are decoded already, each block behind its head."""
         view = memoryview(data)
-        for at in range(0, len(view), self._BLOCK):
-            piece = view[at : at + self._BLOCK]
-            # One bit: not the last block. Two: how many half bytes its size less one has, 4 or 5.
-            # The size; one bit: not compressed. What is left fills up the third byte.
-            head = (len(piece) - 1) << 3
-            head |= 1 << 19 if len(piece) <= 1 << 16 else 1 << 23 | 2
-            out += (head.to_bytes(3, "little"), piece)
-        return b"".join(out)
+        for at in range(0, len(view), self.BLOCK):
+            piece = view[at : at + self.BLOCK]
+            yield self.head(len(piece))
+            yield piece
+
+    def head(self, size: int) -> bytes:
+        """What stands before a block of so many bytes, at most ``BLOCK``."""
+        # One bit: not the last block. Two: how many half bytes its size less one has, 4 or 5. The
+        # size; one bit: not compressed. What is left fills up the third byte.
+        head = (size - 1) << 3
+        head |= 1 << 19 if size <= 1 << 16 else 1 << 23 | 2
+        begin = b"" if self._begun else self._HEAD
+        self._begun = True
+        return begin + head.to_bytes(3, "little")
 
     def finish(self) -> bytes:
         self._source.finish()

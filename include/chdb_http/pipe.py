@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 
 _SIZE = 1 << 20
 _SET_SIZE = 1031
@@ -58,39 +59,65 @@ class Pipe:
             try:
                 return os.read(self._ours, _SIZE)
             except BlockingIOError:
-                await self._wait(reading=True)
+                await _ready(self._ours, reading=True)
 
-    async def write(self, data: bytes) -> bool:
+    async def write(self, *parts: bytes | memoryview) -> bool:
         """Write it all; False if the engine stopped reading."""
-        view = memoryview(data)
-        while view:
-            if self._ours not in self._open:
-                return False
-            try:
-                view = view[os.write(self._ours, view[:_SIZE]) :]
-            except BlockingIOError:
-                await self._wait(reading=False)
-            except BrokenPipeError:
-                return False
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                if self._ours not in self._open:
+                    return False
+                try:
+                    view = view[os.write(self._ours, view[:_SIZE]) :]
+                except BlockingIOError:
+                    await _ready(self._ours, reading=False)
+                except BrokenPipeError:
+                    return False
         return True
 
-    async def _wait(self, reading: bool) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
+    async def move(self, source: int, size: int, timeout: float) -> int:
+        """Have the kernel move up to so many bytes of a socket into it, without a copy here.
 
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        end = self._ours
-        if reading:
-            loop.add_reader(end, wake)
-        else:
-            loop.add_writer(end, wake)
-        try:
-            await ready
-        finally:
-            if reading:
-                loop.remove_reader(end)
+        How many it were: none if the engine stopped reading. Raises EOFError at the socket's end,
+        and TimeoutError where nothing comes from it for so many seconds.
+        """
+        while self._ours in self._open:
+            try:
+                moved = os.splice(source, self._ours, size, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                room = select.poll()
+                room.register(self._ours, select.POLLOUT)
+                if room.poll(0):
+                    async with asyncio.timeout(timeout):
+                        await _ready(source, reading=True)
+                else:
+                    await _ready(self._ours, reading=False)
+            except BrokenPipeError:
+                return 0
             else:
-                loop.remove_writer(end)
+                if not moved:
+                    raise EOFError
+                return moved
+        return 0
+
+
+async def _ready(end: int, reading: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    if reading:
+        loop.add_reader(end, wake)
+    else:
+        loop.add_writer(end, wake)
+    try:
+        await ready
+    finally:
+        if reading:
+            loop.remove_reader(end)
+        else:
+            loop.remove_writer(end)

@@ -1,16 +1,37 @@
-"""uvicorn's HTTP protocol, able to send single header lines before an answer is known."""
+"""uvicorn's HTTP protocol, with early header lines, and bodies that are taken from the socket."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 EARLY_HEADER = "chdb_http.early_header"
+BODY = "chdb_http.body"
 # Statements may stand in the address, as on the server.
 MAX_HEAD = (1 << 20) + (1 << 17)
+
+
+@dataclass
+class Rest:
+    """What has not been received yet of a body whose length is known.
+
+    ``come`` are bytes that came meanwhile; ``left`` so many are still to be read from ``socket``.
+    Whoever reads them counts ``left`` down.
+    """
+
+    come: bytes
+    left: int
+    socket: int
 
 
 class _Transport:
@@ -40,9 +61,9 @@ class _Transport:
 class HeaderProtocol(HttpToolsProtocol):
     """uvicorn's protocol with bounds on what comes before a body, and on how slowly it may come.
 
-    Gives each request's scope the extension ``EARLY_HEADER``: a function of one header line. As on
-    the server, lines sent with it stand between the status line and the other headers, at once, so
-    that a long statement's progress keeps its connection alive.
+    Gives each request's scope two extensions. ``EARLY_HEADER`` is a function of one header line. As
+    on the server, lines sent with it stand between the status line and the other headers, at once,
+    so that a long statement's progress keeps its connection alive. ``BODY`` is ``rest``.
     """
 
     most_connections = 1024
@@ -54,6 +75,9 @@ class HeaderProtocol(HttpToolsProtocol):
         self._head: int | None = 0
         self._waiting: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
+        # Bytes of the body to come, if its length is known, and those of them to throw away.
+        self._left = 0
+        self._skip = 0
         self._await_head()
         if len(self.connections) > self.most_connections:
             self._refuse(503, "Too many connections.")
@@ -94,6 +118,16 @@ class HeaderProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
+        if self._skip:
+            self._unset_keepalive_if_required()
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+            if self._skip:
+                return
+            self.on_message_complete()
+            if not data:
+                return
         if self._head is not None:
             self._head += len(data)
         super().data_received(data)
@@ -102,7 +136,45 @@ class HeaderProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_came()
+        # The parser refuses more than one, and one that is no number.
+        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        self._left = int(length)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._left = max(0, self._left - len(body))
+        cycle: Any = self.cycle
+        if isinstance(cycle.body, bytes):
+            cycle.body = bytearray(cycle.body)
+        if len(body) >= HIGH_WATER_LIMIT and not cycle.body and not cycle.response_complete:
+            # uvicorn would copy it twice.
+            cycle.body, body = body, b""
+        super().on_body(body)
+
+    @contextlib.contextmanager
+    def rest(self, scope: object) -> Iterator[Rest]:
+        """Take what is left of a request's body away from the parser; nothing if that is not known.
+
+        What its reader leaves of it is thrown away as it comes; then the next request is read.
+        """
+        cycle: Any = self.cycle
+        # Behind a body that is whole, the parser may be at the next request already.
+        if not self._left or cycle.scope is not scope or self.transport.is_closing():
+            yield Rest(b"", 0, -1)
+            return
+        self.flow.pause_reading()
+        come, cycle.body = bytes(cycle.body), bytearray()
+        found = Rest(come, self._left, os.dup(self.transport.get_extra_info("socket").fileno()))
+        try:
+            yield found
+        finally:
+            os.close(found.socket)
+            self._left, self._skip = 0, found.left
+            # The old one still waits for the body.
+            self.parser = httptools.HttpRequestParser(self)
+            if not self._skip:
+                self.on_message_complete()
+            self.flow.resume_reading()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Only those behind a body in chunks come now, and nobody reads them.
@@ -130,4 +202,7 @@ class HeaderProtocol(HttpToolsProtocol):
             self._await_head()
         super().on_message_begin()
         early_header: Any = self.transport.early_header  # type: ignore[attr-defined]
-        self.scope["extensions"] = {EARLY_HEADER: {"send": early_header}}
+        self.scope["extensions"] = {
+            EARLY_HEADER: {"send": early_header},
+            BODY: {"rest": partial(self.rest, self.scope)},
+        }

@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import IO, Any
 from urllib.parse import parse_qsl
@@ -41,7 +42,7 @@ from chdb_http.guard import VALUES_SETTINGS, Guard
 from chdb_http.lanes import Lanes
 from chdb_http.multipart import External, read_form
 from chdb_http.pipe import Pipe
-from chdb_http.protocol import EARLY_HEADER
+from chdb_http.protocol import BODY, EARLY_HEADER, Rest
 from chdb_http.session import Session, Sessions
 from chdb_http.sql import Insert, Statement, find_insert, names, quote, read_statement, tokens
 
@@ -189,9 +190,15 @@ class Run:
 class Body:
     """The request's body as it comes."""
 
-    def __init__(self, receive: Receive, timeout: float) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        timeout: float,
+        rest: Callable[[], AbstractContextManager[Rest]] | None = None,
+    ) -> None:
         self._receive = receive
         self._timeout = timeout
+        self._rest = rest
         self.done = False
 
     async def next(self) -> bytes:
@@ -204,17 +211,48 @@ class Body:
                 async with asyncio.timeout(self._timeout):
                     message = await self._receive()
             except TimeoutError:
-                raise ClickHouseError(
-                    SOCKET_TIMEOUT,
-                    "SOCKET_TIMEOUT",
-                    f"Nothing of the request's body came for {self._timeout:g} s",
-                ) from None
+                raise self._late() from None
             if message["type"] == "http.disconnect":
                 raise Disconnected
             self.done = not message.get("more_body", False)
             if data := message.get("body", b""):
                 return bytes(data)
         return b""
+
+    def _late(self) -> ClickHouseError:
+        return ClickHouseError(
+            SOCKET_TIMEOUT,
+            "SOCKET_TIMEOUT",
+            f"Nothing of the request's body came for {self._timeout:g} s",
+        )
+
+    async def pour(self, feed: StoredFeed, pipe: Pipe) -> bool:
+        """Let the kernel move the rest of a plain body into a pipe, if its length is known.
+
+        False if the engine stopped reading. Raises as ``next``.
+        """
+        if self._rest is None or self.done:
+            return True
+        with self._rest() as rest:
+            self.done = rest.left > 0
+            if not await pipe.write(*feed.frame(rest.come)):
+                return False
+            while rest.left:
+                block = min(rest.left, feed.BLOCK)
+                if not await pipe.write(feed.head(block)):
+                    return False
+                while block:
+                    try:
+                        moved = await pipe.move(rest.socket, block, self._timeout)
+                    except TimeoutError:
+                        raise self._late() from None
+                    except EOFError:
+                        raise Disconnected from None
+                    if not moved:
+                        return False
+                    block -= moved
+                    rest.left -= moved
+        return True
 
     async def gone(self) -> None:
         """Return when the client has gone away; only once the body is read."""
@@ -510,7 +548,8 @@ class App:
         request = Request(method, path, params, headers, nobody, query_id)
         early = scope.get("extensions", {}).get(EARLY_HEADER)
         answer = Answer(self, request, send, early["send"] if early else None)
-        body = Body(receive, self.config.receive_timeout)
+        taken = scope.get("extensions", {}).get(BODY)
+        body = Body(receive, self.config.receive_timeout, taken["rest"] if taken else None)
         try:
             request.user = self._authenticate(request)
             if method in ("GET", "HEAD") and not params.get("query"):
@@ -723,8 +762,8 @@ class App:
         try:
             if plan.head:
                 # What stood with the query is decoded already.
-                head = feed.frame(plan.head) if isinstance(feed, StoredFeed) else plan.head
-                await entrance.write(head)
+                head = feed.frame(plan.head) if isinstance(feed, StoredFeed) else [plan.head]
+                await entrance.write(*head)
             if isinstance(feed, StoredFeed):
                 pieces = plan.rest
                 while True:
@@ -734,7 +773,9 @@ class App:
                     else:
                         out = await loop.run_in_executor(self.helpers, next, pieces, None)
                     if out is not None:
-                        if not await entrance.write(feed.frame(out)):
+                        if not await entrance.write(*feed.frame(out)):
+                            return None
+                        if feed.cheap and not await body.pour(feed, entrance):
                             return None
                     elif data := await body.next():
                         pieces = feed.decode(data)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import json
+import random
+import re
 import socket
 import threading
 import time
@@ -12,6 +15,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lz4.frame  # type: ignore[import-untyped]
 import pytest
@@ -113,6 +117,60 @@ def test_pipelined_requests_are_answered_in_order(daemon: Daemon) -> None:
     assert found.endswith(b"Ok.\n")
 
 
+def insert(rows: bytes, head: bytes = b"") -> bytes:
+    """A request that inserts rows, its body's length given."""
+    first = b"POST /?query=INSERT+INTO+t+FORMAT+TSV HTTP/1.1\r\nHost: x\r\n" + LOGIN + head
+    return first + b"Content-Length: %d\r\n\r\n" % len(rows) + rows
+
+
+def numbered(count: int, begin: int = 0) -> bytes:
+    return b"".join(b"%d\t%b\n" % (n, b"x" * 100) for n in range(begin, begin + count))
+
+
+CLOSE = b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_large_bodies_behind_each_other_stay_apart(daemon: Daemon, table: str, seed: int) -> None:
+    """However the pieces fall: the parser gives a body away, and goes on behind it."""
+    source = random.Random(seed)
+    counts = [1, 20000, 700, 31000, 0, 12000]
+    requests = [insert(numbered(n, 100000 * at)) for at, n in enumerate(counts)]
+    # The end of one and the beginning of the next in one piece.
+    raw, at = b"".join(requests) + CLOSE, 0
+    with connect(daemon) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while at < len(raw):
+            size = source.choice([1, 900, 70000, 1 << 20, 3 << 20])
+            connection.sendall(raw[at : at + size])
+            at += size
+            time.sleep(source.choice([0, 0, 0.02]))
+        found = answers(connection)
+    assert found.count(b"HTTP/1.1 200 OK") == len(counts) + 1, found[:2000]
+    query = "SELECT intDiv(a, 100000) AS g, count(), sum(length(s)) FROM t GROUP BY g ORDER BY g"
+    wanted = [f"{at}\t{n}\t{n * 100}" for at, n in enumerate(counts) if n]
+    assert daemon.value(query) == "\n".join(wanted)
+
+
+def test_a_large_body_after_an_error_is_thrown_away(daemon: Daemon, table: str) -> None:
+    bad = b"no number\tx\n" + numbered(100000)
+    with connect(daemon) as connection:
+        connection.sendall(insert(bad) + insert(numbered(30000)) + insert(bad) + CLOSE)
+        found = answers(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", found) == [b"400", b"200", b"400", b"200"], found
+    assert daemon.value("SELECT count() FROM t") == "30000"
+
+
+def test_a_large_body_waits_for_a_go(daemon: Daemon, table: str) -> None:
+    head, _, rows = insert(numbered(30000), b"Expect: 100-continue\r\n").partition(b"\r\n\r\n")
+    with connect(daemon) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(rows + CLOSE)
+        assert answers(connection).count(b"HTTP/1.1 200 OK") == 2
+    assert daemon.value("SELECT count() FROM t") == "30000"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -144,12 +202,18 @@ def test_endless_trailers_are_not_kept(daemon: Daemon) -> None:
 
 
 def test_a_slow_client_is_sent_away(strict: Daemon) -> None:
-    with connect(strict) as head, connect(strict) as silent, connect(strict) as body:
+    with (
+        connect(strict) as head,
+        connect(strict) as silent,
+        connect(strict) as body,
+        connect(strict) as large,
+    ):
         body.sendall(
             b"POST /?query=INSERT+INTO+t+FORMAT+TSV HTTP/1.1\r\nHost: x\r\n"
             + LOGIN
             + b"Content-Length: 1000\r\n\r\n1\tx\n"
         )
+        large.sendall(insert(numbered(100000))[:-1000])
         head.sendall(b"GET /?query=SEL")
         # One byte at a time does not keep a head open.
         stop = threading.Event()
@@ -166,6 +230,7 @@ def test_a_slow_client_is_sent_away(strict: Daemon) -> None:
         dripping.join()
         assert answers(silent).startswith(b"HTTP/1.1 408 ")
         assert b"x-clickhouse-exception-code: 209" in answers(body)
+        assert b"x-clickhouse-exception-code: 209" in answers(large)
     assert strict.value("SELECT count() FROM t") == "0"
 
 
@@ -209,6 +274,7 @@ def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
 ZEROS = b"\0" * (1 << 20)
 
 
+@functools.cache
 def bomb(encoding: str) -> bytes:
     """Hundreds of MiB, packed."""
     if encoding == "gzip":
@@ -235,7 +301,9 @@ def test_a_compression_bomb_costs_no_memory(daemon: Daemon, encoding: str, kind:
         query = "INSERT INTO FUNCTION null('s FixedString(64)') FORMAT RowBinary"
     elif kind == "form":
         headers["Content-Type"] = "multipart/form-data; boundary=x"
-    reply = daemon.send(query, bomb(encoding), headers=headers)
+    # Small blocks, so that it is the endpoint's memory which is measured.
+    small: dict[str, Any] = {"max_insert_block_size": 65536, "min_insert_block_size_rows": 65536}
+    reply = daemon.send(query, bomb(encoding), headers=headers, **small)
     # Zeros are rows; they are no statement, no form and no rows of values.
     assert (reply.status == 200) == (kind == "rows"), reply.body[:300]
     assert resident(daemon, "VmHWM") - before < 300
