@@ -20,6 +20,13 @@ Role = Literal["owner", "analyst"]
 
 CHUNK_BYTES = 1 << 20
 
+_ALWAYS = {
+    # Without it an error after the first rows arrives as text in the middle of a 200 response.
+    "wait_end_of_query": "1",
+    # A statement may name a hundred thousand workspaces; a server reads 256 KiB of text by default.
+    "max_query_size": str(1 << 28),
+}
+
 _LOGINS: dict[Role, tuple[str, str]] = {
     "owner": ("tidemark", secrets_store.CLICKHOUSE_OWNER),
     "analyst": ("analyst", secrets_store.CLICKHOUSE_ANALYST),
@@ -349,8 +356,7 @@ def _post(
     }
     if content_encoding:
         headers["Content-Encoding"] = content_encoding
-    # Without it an error after the first rows arrives as text in the middle of a 200 response.
-    path = "/?" + urlencode({"wait_end_of_query": "1", **params})
+    path = "/?" + urlencode({**_ALWAYS, **params})
     try:
         try:
             connection.request("POST", path, body=iter(body), headers=headers, encode_chunked=True)

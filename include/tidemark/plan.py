@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
@@ -92,16 +92,15 @@ class Step:
             max(own.cutoff for own in self.ranges) - timedelta(days=1), month_end(self.month)
         )
 
-    def days(self) -> Iterator[tuple[str, date]]:
-        """Every workspace and day it closes, those without a row too."""
-        seen = set()
+    @property
+    def closing(self) -> dict[str, int]:
+        """How many days of the month it closes, by workspace: the first ones, with rows or not."""
+        days: dict[str, int] = {}
         for own in self.ranges:
-            day = self.month
-            while day < own.cutoff and day <= month_end(self.month):
-                if (own.workspace_id, day) not in seen:
-                    seen.add((own.workspace_id, day))
-                    yield own.workspace_id, day
-                day += timedelta(days=1)
+            days[own.workspace_id] = max(
+                days.get(own.workspace_id, 0), (own.cutoff - self.month).days
+            )
+        return days
 
     def takes_the_same(self, other: "Step") -> bool:
         """Whether another step would take the very same rows, in whatever way."""
@@ -154,15 +153,16 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as one JSON document, from which `from_dict` makes it again."""
-        document = asdict(self)
+        document: dict[str, Any] = json.loads(json.dumps(self, default=_json))
         for step, own in zip(document["steps"], self.steps, strict=True):
             step |= {
-                "rows": own.rows, "first_day": own.first_day, "last_day": own.last_day,
-                "workspaces": own.workspaces,
-            }  # fmt: skip
+                "rows": own.rows,
+                "first_day": own.first_day.isoformat(),
+                "last_day": own.last_day.isoformat(),
+                "workspaces": list(own.workspaces),
+            }
         document["rows"] = self.rows
-        plain: dict[str, Any] = json.loads(json.dumps(document, default=_json))
-        return plain
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Plan":
@@ -487,19 +487,18 @@ def decide(ladder: policy.Policy, state: State, as_of: date) -> Plan:
     """The plan that follows: pure, and the same for the same arguments."""
     steps: list[Step] = []
     held: list[Held] = []
+    by_class: dict[str, dict[date, list[Standing]]] = defaultdict(lambda: defaultdict(list))
+    for own in state.standing:
+        by_class[own.data_class][own.month].append(own)
     for name in due_classes(ladder):
-        months = sorted({own.month for own in state.standing if own.data_class == name})
-        for month in months:
-            standing = [
-                own for own in state.standing if own.data_class == name and own.month == month
-            ]
+        for month, standing in sorted(by_class[name].items()):
             held += _held(name, month, standing, state.holds)
             waits = _waits_for_raw(ladder, name, standing, held)
             held += waits
             waiting = {own.workspace_id for own in waits}
             due = [own for own in standing if not own.is_held and own.workspace_id not in waiting]
             if due:
-                steps.append(_step(ladder, state, name, month, due, as_of))
+                steps.append(_step(ladder, state, name, month, standing, due, as_of))
     rows = sum(step.rows for step in steps)
     plan = Plan(
         plan_id="",
@@ -516,8 +515,7 @@ def _held(
     name: str, month: date, standing: Sequence[Standing], holds: Sequence[policy.Hold]
 ) -> Iterator[Held]:
     raw = [own for own in standing if own.is_held and not _is_derived(own.table)]
-    for workspace_id in sorted({own.workspace_id for own in raw}):
-        own_rows = [own for own in raw if own.workspace_id == workspace_id]
+    for workspace_id, own_rows in _by_workspace(raw):
         ids = sorted(
             hold.hold_id
             for hold in holds
@@ -540,24 +538,21 @@ def _waits_for_raw(
     """Marts stay as long as raw rows of their days do: there is nothing else to tie those to."""
     if not ladder.classes[name].is_mart:
         return []
+    raw: dict[tuple[str, date], set[str]] = defaultdict(set)
+    for own in held:
+        if ladder.classes[own.data_class].measures:
+            raw[own.workspace_id, own.month].add(own.data_class)
     waits = []
-    for workspace_id in sorted({own.workspace_id for own in standing if not own.is_held}):
-        own_rows = [own for own in standing if own.workspace_id == workspace_id]
+    for workspace_id, own_rows in _by_workspace(standing):
         month = own_rows[0].month
-        raw = {
-            own.data_class
-            for own in held
-            if own.workspace_id == workspace_id
-            and own.month == month
-            and ladder.classes[own.data_class].measures
-        }
-        if raw:
+        staying = raw.get((workspace_id, month))
+        if staying and not all(own.is_held for own in own_rows):
             waits.append(
                 Held(
                     data_class=name,
                     month=month,
                     workspace_id=workspace_id,
-                    reason=f"raw rows of {', '.join(sorted(raw))} stay",
+                    reason=f"raw rows of {', '.join(sorted(staying))} stay",
                     rows=sum(own.rows for own in own_rows if not _is_derived(own.table)),
                     first_day=min(own.first_day for own in own_rows),
                     last_day=max(own.last_day for own in own_rows),
@@ -566,11 +561,19 @@ def _waits_for_raw(
     return waits
 
 
+def _by_workspace(standing: Iterable[Standing]) -> list[tuple[str, list[Standing]]]:
+    found: dict[str, list[Standing]] = defaultdict(list)
+    for own in standing:
+        found[own.workspace_id].append(own)
+    return sorted(found.items())
+
+
 def _step(
     ladder: policy.Policy,
     state: State,
     name: str,
     month: date,
+    standing: Sequence[Standing],
     due: Sequence[Standing],
     as_of: date,
 ) -> Step:
@@ -580,21 +583,27 @@ def _step(
         for workspace_id, source, cutoff in cutoffs(ladder, name, as_of, state.windows)
     }
     after = month_end(month) + timedelta(days=1)
-    keys = sorted({(own.workspace_id, own.source) for own in due})
     # Rows derived from sources tell none apart: a class has sources or derived tables, not both.
+    first_days: dict[tuple[str, str], date] = {}
+    for own in due:
+        key = (own.workspace_id, own.source)
+        first_days[key] = min(own.first_day, first_days.get(key, own.first_day))
     ranges = tuple(
         Range(
             workspace_id,
             source,
-            min(
-                own.first_day
-                for own in due
-                if (own.workspace_id, own.source) == (workspace_id, source)
-            ),
+            first_day,
             min(after, bounds.get((workspace_id, source), bounds[("", source)])),
         )
-        for workspace_id, source in keys
+        for (workspace_id, source), first_day in sorted(first_days.items())
     )
+    # Of a source whose month is past everyone's window, all that stands is known.
+    staying = {
+        source: {own.workspace_id for own in standing if own.source == source}
+        - {own.workspace_id for own in ranges if own.source == source}
+        for source in {own.source for own in ranges}
+        if bounds[("", source)] >= after
+    }
     targets = []
     for table in _tables_of(data_class):
         rows = [own for own in due if own.table == table]
@@ -604,7 +613,7 @@ def _step(
         partition = f"{month:%Y%m}" if known.is_monthly else "all"
         count = sum(own.rows for own in rows)
         day = "date_day" if _is_derived(table) else data_class.day
-        predicate = due_predicate(month, ranges, day)
+        predicate = due_predicate(month, ranges, day, staying)
         own_rows = _own_condition(ladder, name, table)
         if own_rows != "true":
             predicate += f" and {own_rows}"
@@ -634,21 +643,32 @@ def _step(
         ranges=ranges,
         targets=tuple(targets),
     )
-    return replace(step, step_id=_hash({"as_of": as_of, "step": asdict(step)}))
+    return replace(step, step_id=_hash({"as_of": as_of, "step": step}))
 
 
-def due_predicate(month: date, ranges: Sequence[Range], day: str) -> str:
-    """SQL that holds on the days of these ranges within a month."""
+def due_predicate(
+    month: date, ranges: Sequence[Range], day: str, staying: Mapping[str, set[str]] | None = None
+) -> str:
+    """SQL that holds on the days of these ranges within a month.
+
+    Args:
+        staying: by source, the workspaces that stay of all that stand in the month. Where they are
+            fewer than those that go they are named instead: a mutation's text must stay short.
+    """
     by_bound: dict[tuple[str, date], list[str]] = defaultdict(list)
     for own in ranges:
         by_bound[own.source, own.cutoff].append(own.workspace_id)
     conditions = []
     for (source, cutoff), workspaces in sorted(by_bound.items()):
-        condition = (
-            f"{day} < {literal(cutoff)} and workspace_id in"
-            f" ({', '.join(map(literal, sorted(workspaces)))})"
-        )
-        conditions.append(condition + (f" and source = {literal(source)}" if source else ""))
+        parts = [f"{day} < {literal(cutoff)}"]
+        others = None if staying is None else staying.get(source)
+        if others is None or len(workspaces) < len(others):
+            parts.append(f"workspace_id in ({', '.join(map(literal, sorted(workspaces)))})")
+        elif others:
+            parts.append(f"workspace_id not in ({', '.join(map(literal, sorted(others)))})")
+        if source:
+            parts.append(f"source = {literal(source)}")
+        conditions.append(" and ".join(parts))
     return (
         f"{day} >= {literal(month)} and"
         f" ({' or '.join(f'({condition})' for condition in conditions)})"
@@ -719,12 +739,14 @@ def _added(sums: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _hash(value: Any) -> str:
-    document = asdict(value) if isinstance(value, Plan) else value
-    text = json.dumps(document, default=_json, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(value, default=_json, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _json(value: Any) -> Any:
     if isinstance(value, date):
         return value.isoformat()
+    if isinstance(value, Plan | Step | Range | Target | Held):
+        # As `asdict` does, which copies each of a hundred thousand ranges on its way.
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
     raise TypeError(f"{type(value).__name__} has no place in a plan")

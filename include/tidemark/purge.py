@@ -393,17 +393,17 @@ class Door:
                 yield {**row, "measure": measure}
 
     def _close_in_ledger(self, plan_id: str, step: Step, counted: list[dict[str, Any]]) -> None:
-        days = list(step.days())
         if self.ladder.closed_groups(step.data_class):
             self.connection.execute(
                 "insert into control.purge_ledger"
                 " (class, workspace_id, local_date, plan_id, purged_at)"
-                " select %s, workspace_id, local_date, %s, %s"
-                " from unnest(%s::text[], %s::date[]) as days (workspace_id, local_date)"
+                " select %s, workspace_id, %s::date + number, %s, %s"
+                " from unnest(%s::text[], %s::int[]) as closing (workspace_id, days),"
+                " generate_series(0, days - 1) as number"
                 " on conflict (class, workspace_id, local_date) do nothing",
                 [
-                    step.data_class, plan_id, self.clock(),
-                    [workspace_id for workspace_id, _ in days], [day for _, day in days],
+                    step.data_class, step.month, plan_id, self.clock(),
+                    list(step.closing), list(step.closing.values()),
                 ],
             )  # fmt: skip
         with self.connection.cursor() as cursor:
@@ -425,12 +425,21 @@ class Door:
 
     def _put_days(self, step: Step, table: str) -> None:
         """Name the step's days there, by workspace and measure group."""
-        rows = [
-            {"workspace_id": workspace_id, "measure_group": group, "local_date": day.isoformat()}
-            for workspace_id, day in step.days()
-            for group in self.ladder.closed_groups(step.data_class)
-        ]
-        clickhouse.insert_rows(self.settings, table, rows)
+        groups = self.ladder.closed_groups(step.data_class)
+        if not groups:
+            return
+        lines = (
+            json.dumps({"workspace_id": workspace_id, "days": days})
+            for workspace_id, days in step.closing.items()
+        )
+        clickhouse.stream_insert(
+            self.settings,
+            f"insert into {table} (workspace_id, measure_group, local_date)"
+            f" select workspace_id, arrayJoin([{', '.join(map(clickhouse.literal, groups))}]),"
+            f" {clickhouse.literal(step.month)} + arrayJoin(range(days))"
+            " from input('workspace_id String, days UInt8') format JSONEachRow",
+            ["\n".join(lines).encode()],
+        )
 
     def _keep_coverage(self, step: Step) -> None:
         measures = self.ladder.classes[step.data_class].measures

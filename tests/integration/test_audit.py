@@ -38,6 +38,15 @@ STEP = plan.Step(
 )  # fmt: skip
 
 
+def closed_days(step: plan.Step) -> list[tuple[str, date]]:
+    """Every workspace and day that a step closes."""
+    return [
+        (workspace_id, step.month + timedelta(days=number))
+        for workspace_id, days in step.closing.items()
+        for number in range(days)
+    ]
+
+
 @pytest.fixture(scope="module")
 def purged() -> Iterator[Warehouse]:
     """A warehouse in which one step was purged, as far as the evidence goes."""
@@ -54,7 +63,7 @@ def purged() -> Iterator[Warehouse]:
             ).fetchone()
             assert row is not None
             with connection.transaction():
-                for workspace_id, day in STEP.days():
+                for workspace_id, day in closed_days(STEP):
                     connection.execute(
                         "insert into control.purge_ledger"
                         " (class, workspace_id, local_date, plan_id, purged_at)"
@@ -85,7 +94,7 @@ def purged() -> Iterator[Warehouse]:
             clickhouse.execute(
                 home.settings,
                 "insert into retention.frozen_days values "
-                + ", ".join(f"('{own}', 'spend', '{day}')" for own, day in STEP.days()),
+                + ", ".join(f"('{own}', 'spend', '{day}')" for own, day in closed_days(STEP)),
             )
             done = {"plan_id": PLAN, "step_id": STEP.step_id, "rows": STEP.rows}
             ledger.append(connection, ring, "step_done", done, NOW + timedelta(minutes=1))
@@ -226,7 +235,7 @@ def test_a_step_that_was_killed_is_unfinished_and_no_finding(purged: Warehouse) 
             "select document from control.ledger where kind = 'step_begun'"
         ).fetchone()
         assert old is not None
-        for workspace_id, day in step.days():
+        for workspace_id, day in closed_days(step):
             connection.execute(
                 "insert into control.purge_ledger"
                 " (class, workspace_id, local_date, plan_id, purged_at)"

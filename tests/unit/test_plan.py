@@ -89,10 +89,11 @@ def test_a_plan_takes_what_is_due_and_names_what_it_leaves(given_: tuple[State, 
                 hold.workspace_id == own.workspace_id and hold.data_class in (None, step.data_class)
                 for hold in state.holds
             )
-        for workspace, day in step.days():
-            assert day < max(limit for (_, _), limit in bounds.items())
-            assert workspace in step.workspaces
-            assert (day.year, day.month) == (step.month.year, step.month.month)
+        assert tuple(sorted(step.closing)) == step.workspaces
+        for days in step.closing.values():
+            last = step.month + timedelta(days=days - 1)
+            assert last < max(limit for (_, _), limit in bounds.items())
+            assert (last.year, last.month) == (step.month.year, step.month.month)
 
 
 @settings(deadline=None)
@@ -149,6 +150,28 @@ def test_marts_wait_for_raw_rows_that_stay() -> None:
         ("orders", "hold 4"),
         ("summary_kpis_daily", "raw rows of orders stay"),
     ]
+
+
+def test_a_predicate_names_whichever_are_fewer_those_that_go_or_those_that_stay() -> None:
+    as_of = date(2026, 11, 20)
+    due, recent = date(2024, 9, 1), date(2026, 1, 1)
+    standing = tuple(
+        Standing("orders", "raw.orders", month, name, "", name == "a", 1, month, month, {}, 1)
+        for month in (due, recent)
+        for name in ("a", "b", "c", "d")
+        if month == due or name == "b"
+    )
+    windows = {("b", "orders"): Window(6, "month")}
+
+    def predicates(holds: tuple[Hold, ...], rows: tuple[Standing, ...]) -> list[str]:
+        found = planning.decide(LADDER, State(windows, holds, tables(), rows), as_of)
+        return [target.predicate for step in found.steps for target in step.targets]
+
+    held = predicates((Hold(1, "a", "orders", False),), standing)
+    assert "workspace_id not in ('a'))" in held[0]
+    # In a month that is due by a window of its own, the others are not known.
+    assert "workspace_id in ('b'))" in held[1]
+    assert "workspace_id" not in predicates((), standing[1:4])[0]
 
 
 def test_sources_and_values_are_quoted() -> None:
