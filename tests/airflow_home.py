@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 _PARTS = ("include", "dags", "plugins", "dbt_project", "expectations", "airflow.cfg")
 #: Seconds; a machine that does other things too takes its time.
 PATIENCE = 900.0
+_USERS_SETTING = "simple_auth_manager_users"
+#: Besides the administrator: one who may look, and one who may nothing.
+USERS = "admin:admin,reader:viewer,stranger:"
 ENDED = frozenset({"success", "failed"})
 
 
@@ -78,14 +81,25 @@ class AirflowHome:
 
     def api(self, method: str, path: str, document: Any = None) -> Any:
         """Ask Airflow's API as the administrator."""
-        answer = self._ask(
-            method,
-            f"/api/v2{path}",
-            {"authorization": f"Bearer {self.token}", "content-type": "application/json"},
-            None if document is None else json.dumps(document).encode(),
-        )
+        answer = self.ask(method, path, document, token=self.token)
         assert answer.status < 300, (method, path, answer.status, answer.body[:500])
         return answer.json if answer.body else None
+
+    def ask(self, method: str, path: str, document: Any = None, *, token: str) -> Answer:
+        """Ask Airflow's API as somebody; its answer, whatever it is."""
+        return self._ask(
+            method,
+            f"/api/v2{path}",
+            {"authorization": f"Bearer {token}", "content-type": "application/json"},
+            None if document is None else json.dumps(document).encode(),
+        )
+
+    def token_of(self, user: str) -> str:
+        """The token of one of `USERS`."""
+        file = self.warehouse.settings.secrets / "airflow_passwords.json"
+        answer = self.sign_in(user, json.loads(file.read_text(encoding="ascii"))[user])
+        assert answer.status == 201, answer.body
+        return str(answer.json["access_token"])
 
     def sign_in(self, user: str, password: str) -> Answer:
         """Ask for a token."""
@@ -152,12 +166,32 @@ class AirflowHome:
             "PATCH", f"/dags/{dag_id}/dagRuns/{run}/taskInstances/{task_id}", {"new_state": state}
         )
 
-    def answer(self, run_id: str, option: str) -> None:
-        """Answer the approval of a purge."""
-        path = f"/dags/retention_nightly/dagRuns/{quote(run_id, safe='')}/taskInstances/approve"
-        self.api(
-            "PATCH", f"{path}/-1/hitlDetails", {"chosen_options": [option], "params_input": {}}
-        )
+    def pause(self, dag_id: str, *, paused: bool) -> None:
+        """Keep the scheduler from a DAG, or let it go on."""
+        self.api("PATCH", f"/dags/{dag_id}", {"is_paused": paused})
+
+    def options(self, run_id: str) -> list[str]:
+        """What a person may answer about a purge now; empty where nothing is asked."""
+        path = f"/dags/retention_nightly/dagRuns/{quote(run_id, safe='')}/hitlDetails"
+        found = self.api("GET", f"{path}?response_received=false")["hitl_details"]
+        return [option for detail in found for option in detail["options"]]
+
+    def answer(self, run_id: str, option: str) -> dict[str, str]:
+        """Answer the approval of a purge as soon as it is asked, and whenever it is asked again.
+
+        Returns:
+            The states of the run's tasks at its end, and its own under ''.
+        """
+        path = f"/dags/retention_nightly/dagRuns/{quote(run_id, safe='')}"
+
+        def done() -> bool:
+            if option in self.options(run_id):
+                document = {"chosen_options": [option], "params_input": {}}
+                self.api("PATCH", f"{path}/taskInstances/approve/-1/hitlDetails", document)
+            return self.state("retention_nightly", run_id) in ENDED
+
+        self.wait(done, f"{run_id} does not end")
+        return self.ended("retention_nightly", run_id)
 
     def wait(self, done: Any, problem: str, more: Any = lambda: "") -> None:
         """Ask until it is so.
@@ -195,17 +229,18 @@ def airflow_home(**policy: str) -> Iterator[AirflowHome]:
             assert len(lines) == 1, f"{key} does not stand once in the policy"
             text = text.replace(lines[0], f"{lines[0].split(':')[0]}: {value}")
         file.write_text(text, encoding="utf-8")
+        config = root / "airflow.cfg"
+        lines = config.read_text(encoding="utf-8").splitlines()
+        (place,) = (i for i, line in enumerate(lines) if line.startswith(f"{_USERS_SETTING} ="))
+        lines[place] = f"{_USERS_SETTING} = {USERS}"
+        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         env = {**kept, **warehouse.env, "PYTHONPATH": str(root / "include")}
         home = AirflowHome(warehouse, root, env)
         home.run("up")
         exports = json.loads(home.run("env", "--json"))
         home.env = {**env, **exports}
-        answer = home.sign_in(
-            exports["TIDEMARK_AIRFLOW_USER"], exports["TIDEMARK_AIRFLOW_PASSWORD"]
-        )
-        assert answer.status == 201, answer.body
-        home.token = answer.json["access_token"]
+        home.token = home.token_of(exports["TIDEMARK_AIRFLOW_USER"])
         try:
             yield home
         finally:

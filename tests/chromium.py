@@ -2,11 +2,14 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +19,11 @@ from typing import Any
 #: Where distributions put it.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 60.0
+# The browser listens on descriptor 3 and speaks on 4. A shell won't do: some know one digit only.
+_ON_3_AND_4 = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
+    " os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 def installed() -> str | None:
@@ -121,29 +129,39 @@ def page() -> Iterator[Page]:
     """A fresh browser with one tab, gone at the end."""
     command = installed()
     assert command is not None
-    from_browser, to_us = os.pipe()
-    from_us, to_browser = os.pipe()
-    profile = tempfile.mkdtemp(prefix="tm-chromium-")
-    arguments = [
-        command, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
-    ]  # fmt: skip
-    # The browser speaks on the descriptors 3 and 4.
-    process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "sh", *arguments],
-        pass_fds=(from_us, to_us),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield Page(to_browser, from_browser)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        process.wait(10)
-        for descriptor in (from_browser, to_us, from_us, to_browser):
-            os.close(descriptor)
-        shutil.rmtree(profile, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        from_browser, to_us = _pipe(stack)
+        from_us, to_browser = _pipe(stack)
+        profile = stack.enter_context(
+            # Its processes write into it until the last of them is gone.
+            tempfile.TemporaryDirectory(prefix="tm-chromium-", ignore_cleanup_errors=True)
+        )
+        arguments = [
+            command, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", _ON_3_AND_4, str(from_us), str(to_us), *arguments],
+            pass_fds=(from_us, to_us),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield Page(to_browser, from_browser)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    """Where to read and where to write, clear of the descriptors that the browser uses."""
+    ends = []
+    for low in os.pipe():
+        ends.append(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10))
+        os.close(low)
+        stack.callback(os.close, ends[-1])
+    return ends[0], ends[1]

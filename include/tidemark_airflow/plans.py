@@ -32,7 +32,12 @@ class FiledVerdict:
 
 
 class PlanApproval(ApprovalOperator):
-    """Shows a plan to a person and waits for the answer; `responded_by_user` says whose it was."""
+    """Shows a plan to a person and waits for the answer; `responded_by_user` says whose it was.
+
+    The answer names the plan: where a run is cleared, Airflow 3.3 shows what was asked first, and
+    that must not let another plan go. An answer given before the process that asked has ended can
+    fail the task (apache/airflow#72716): its next try asks again.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
@@ -40,9 +45,33 @@ class PlanApproval(ApprovalOperator):
             body="{{ ti.xcom_pull(task_ids='plan', key='plan')['text'] }}",
             response_timeout=ANSWER_WITHIN,
             execution_timeout=None,
-            retries=0,
             **kwargs,
         )
+
+    def execute(self, context: Any) -> None:
+        """Ask about the plan of this run."""
+        self._offer(_plan_id())
+        super().execute(context)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        """Take the answer.
+
+        Raises:
+            AirflowFailException: nobody answered in time, or the answer is about another plan.
+        """
+        self._offer(_plan_id())
+        if "error" in event:
+            raise AirflowFailException(f"nobody answered: {event['error']}")
+        if not set(event["chosen_options"]) <= set(self.options):
+            raise AirflowFailException(
+                f"{', '.join(event['chosen_options'])}: this run has another plan now; trigger a"
+                " new run"
+            )
+        return super().execute_complete(context, event)
+
+    def _offer(self, plan_id: str) -> None:
+        self.APPROVE = _approval(plan_id)
+        self.options = [self.APPROVE, self.REJECT]
 
 
 def classes() -> tuple[str, ...]:
@@ -50,9 +79,14 @@ def classes() -> tuple[str, ...]:
     return due_classes(policy.read(runs.settings()))
 
 
-def _answered_by(answer: Mapping[str, Any] | None) -> str | None:
-    """Who approved, by what the approval task returned; None where nobody did."""
-    if not answer or answer.get("chosen_options") != [ApprovalOperator.APPROVE]:
+def _approval(plan_id: str) -> str:
+    """What a person chooses to let a plan go."""
+    return f"Approve plan {plan_id[:12]}"
+
+
+def _answered_by(answer: Mapping[str, Any] | None, plan_id: str) -> str | None:
+    """Who approved the plan, by what the approval task returned; None where nobody did."""
+    if not answer or answer.get("chosen_options") != [_approval(plan_id)]:
         return None
     user = answer.get("responded_by_user") or {}
     return str(user.get("name") or user.get("id") or "") or None
@@ -121,7 +155,7 @@ def purge(name: str, verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
             {name: filed},
             as_of=found.as_of,
             clock=runs.clock,
-            approved_by=_answered_by(answer),
+            approved_by=_answered_by(answer, found.plan_id),
             only=name,
             note=runs.log.info,
         )
@@ -182,10 +216,14 @@ def _current() -> Plan:
     Raises:
         AirflowFailException: the run has none: nothing is destroyed without a plan.
     """
+    return retention.stored_plan(runs.settings(), _plan_id())
+
+
+def _plan_id() -> str:
     found = get_current_context()["ti"].xcom_pull(task_ids="plan", key="plan")
     if not found:
         raise AirflowFailException("this run has no plan: clear its task `plan`")
-    return retention.stored_plan(runs.settings(), found["plan_id"])
+    return str(found["plan_id"])
 
 
 def _told(steps: Sequence[StepReport]) -> list[dict[str, Any]]:
