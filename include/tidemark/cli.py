@@ -101,11 +101,14 @@ def down(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> No
 
 @app.command()
 def status(as_json: JsonOption = False, no_airflow: NoAirflowOption = False) -> None:
-    """Show which engines run and answer."""
-    from tidemark import airflow_engine, engines
+    """Show which engines run and answer, and name the gaps that soon can't be filled any more."""
+    from tidemark import airflow_engine, engines, freshness
 
     settings = Settings.from_env()
     states = engines.status(settings)
+    if all(state.answering for state in states):
+        for alarm in freshness.alarms(settings, datetime.now(UTC).date()):
+            note(f"tidemark: {alarm}")
     if not no_airflow:
         states += airflow_engine.status(settings)
     emit([state.as_dict() for state in states], lambda: _print_states(states), as_json=as_json)

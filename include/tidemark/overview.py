@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
-from tidemark import clickhouse, overrides, policy
+from tidemark import clickhouse, freshness, overrides, policy
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.policy import Policy, Window
@@ -13,8 +13,6 @@ from tidemark.postgres import Connection, Row
 
 #: When `retention_nightly` runs, UTC.
 NIGHTLY = time(3, 30)
-#: Days in which a missing delivery counts as a gap.
-GAP_DAYS = 28
 #: Lines of a kind that are shown.
 SHOWN = 50
 
@@ -83,21 +81,6 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceState:
-    """How fresh a source is, and what is missing of it."""
-
-    name: str
-    workspaces: int
-    newest_delivery: date | None
-    loaded_at: datetime | None
-    #: Deliveries missing within the last days, over all workspaces that had one before.
-    gaps: int
-    oldest_gap: date | None
-    #: From this day on the platform can no longer be asked for the oldest gap.
-    permanent_on: date | None
-
-
-@dataclass(frozen=True, slots=True)
 class RequestState:
     """A request of a subject or a workspace that is not done."""
 
@@ -147,7 +130,7 @@ class Overview:
     #: It is over the policy's size, and nothing of it has gone.
     needs_approval: bool
     waiting: tuple[Waiting, ...]
-    sources: tuple[SourceState, ...]
+    sources: tuple[freshness.SourceState, ...]
     requests: tuple[RequestState, ...]
     build: BuildState | None
 
@@ -187,7 +170,7 @@ def overview(settings: Settings, connection: Connection, as_of: date, now: datet
         planned_at=plan["created_at"] if plan else None,
         needs_approval=bool(plan and plan["needs_approval"]),
         waiting=tuple(_waiting(connection, plan)) if plan else (),
-        sources=tuple(_sources(connection, ladder, as_of)),
+        sources=freshness.sources(connection, ladder, as_of),
         requests=_requests(connection, now),
         build=_build(connection),
     )
@@ -400,58 +383,6 @@ def _waiting(connection: Connection, plan: Row) -> Iterator[Waiting]:
     )
     for row in steps:
         yield Waiting(row["class"], "refused", row["reason"], 0, None, row["first"], row["last"])
-
-
-def _sources(connection: Connection, ladder: Policy, as_of: date) -> Iterator[SourceState]:
-    # Of each source and workspace the index tells the first and the newest delivery; only recent
-    # days are counted, and only where one is missing is it looked for.
-    rows = connection.execute(
-        "with pair as (select source, tenant.workspace_id, edge.oldest, edge.newest"
-        "  from unnest(%(sources)s::text[]) as source"
-        "  cross join (select workspace_id from app.workspaces where deleted_at is null"
-        "   union all select '_') as tenant"
-        "  cross join lateral (select min(delivery_date) as oldest, max(delivery_date) as newest"
-        "   from control.loads as own"
-        "   where own.source = source.source and own.workspace_id = tenant.workspace_id) as edge"
-        "  where edge.oldest is not null),"
-        " recent as (select source, workspace_id, count(distinct delivery_date) as days"
-        "  from control.loads where delivery_date between %(from)s and %(to)s"
-        "  group by source, workspace_id),"
-        " short as (select pair.*, %(to)s::date - greatest(pair.oldest, %(from)s::date) + 1"
-        "   - coalesce(recent.days, 0) as gaps"
-        "  from pair left join recent using (source, workspace_id)),"
-        " missing as (select source, min(day)::date as oldest_gap from short cross join lateral"
-        "  generate_series(greatest(short.oldest, %(from)s::date), %(to)s::date, interval '1 day')"
-        "  as day where gaps > 0 and not exists (select from control.loads as own"
-        "   where own.source = short.source and own.workspace_id = short.workspace_id"
-        "   and own.delivery_date between %(from)s and %(to)s"
-        "   and own.delivery_date = day::date) group by source),"
-        " state as (select source, count(*) as workspaces, max(newest) as newest_delivery,"
-        "  sum(greatest(gaps, 0))::bigint as gaps from short group by source)"
-        " select source, coalesce(workspaces, 0) as workspaces, newest_delivery,"
-        "  (select max(loaded_at) from control.loads as own where own.source = name.source"
-        "   and own.delivery_date = state.newest_delivery) as loaded_at,"
-        "  coalesce(gaps, 0) as gaps, oldest_gap"
-        " from unnest(%(sources)s::text[]) as name (source)"
-        " left join state using (source) left join missing using (source) order by source",
-        {
-            "sources": sorted(ladder.sources),
-            "from": as_of - timedelta(days=GAP_DAYS),
-            "to": as_of - timedelta(days=1),
-        },
-    )
-    for row in rows:
-        reach = ladder.sources[row["source"]].reach
-        oldest = row["oldest_gap"]
-        yield SourceState(
-            name=row["source"],
-            workspaces=row["workspaces"],
-            newest_delivery=row["newest_delivery"],
-            loaded_at=row["loaded_at"],
-            gaps=row["gaps"],
-            oldest_gap=oldest,
-            permanent_on=oldest + timedelta(days=reach.days) if oldest and reach else None,
-        )
 
 
 def _requests(connection: Connection, now: datetime) -> tuple[RequestState, ...]:

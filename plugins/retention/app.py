@@ -14,9 +14,6 @@ from tidemark import postgres
 from tidemark.config import Settings
 from tidemark.overview import Span, overview
 
-# A gap is shown as an alarm when this many days are left to close it.
-ALARM_DAYS = 14
-
 # Nothing is fetched from elsewhere, and only Airflow itself may frame the page.
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}';"
@@ -82,7 +79,6 @@ def page() -> HTMLResponse:
         seen=seen,
         scale=Scale(seen.span),
         nonce=nonce,
-        alarm_before=seen.as_of + timedelta(days=ALARM_DAYS),
         has_proofs=(settings.expectations / "data_docs" / "index.html").is_file(),
         has_lineage=_lineage(settings).is_file(),
     )

@@ -78,6 +78,7 @@ def test_two_hundred_workspaces_are_read_within_the_time(fresh_warehouse: Wareho
     assert amazon.oldest_gap == TODAY - timedelta(days=20)
     assert amazon.permanent_on == TODAY + timedelta(days=40)
     assert (sources["pixel"].gaps, sources["pixel"].permanent_on) == (0, None)
+    assert {source.alarm for source in found.sources} == {None}
     took: list[float] = []
     deadline = time.monotonic() + 60.0
     # The best counts: what else the machine does meanwhile is not measured.
@@ -86,3 +87,52 @@ def test_two_hundred_workspaces_are_read_within_the_time(fresh_warehouse: Wareho
         seen(fresh_warehouse)
         took.append(time.perf_counter() - began)
     assert min(took) < 0.3, took
+
+
+def deliver_daily(warehouse: Warehouse, sources: list[str], last: date, gap: date) -> None:
+    """Note a delivery a day of a shop, but for one day."""
+    warehouse.run(
+        "workspace", "add", "shop", "--timezone", "UTC", "--currency", "EUR", "--plan", "growth"
+    )
+    with postgres.connect(warehouse.settings) as connection:
+        connection.execute(
+            "insert into control.loads (source, workspace_id, delivery_date, file_name_hash,"
+            " file_sha256, bytes, status, lines, stored, duplicate, quarantined, refused, as_of,"
+            " started_at, loaded_at) select source, 'shop', day::date, 'name', 'content', 1,"
+            " 'loaded', 1, 1, 0, 0, 0, day::date, day, day"
+            " from unnest(%(sources)s::text[]) as source,"
+            " generate_series(%(first)s::date, %(last)s, interval '1 day') as day"
+            " where day <> %(gap)s",
+            {"sources": sources, "first": last - timedelta(days=1300), "last": last, "gap": gap},
+        )
+
+
+def test_a_gap_alarms_before_the_platform_forgets_it(fresh_warehouse: Warehouse) -> None:
+    gap = TODAY - timedelta(days=50)
+    names = ["amazon_ads", "pinterest_ads", "meta_ads", "pixel"]
+    deliver_daily(fresh_warehouse, names, TODAY, gap)
+    sources = {source.name: source for source in seen(fresh_warehouse).sources}
+    # 60 days, of which the day before the delivery has used up 51.
+    assert (sources["amazon_ads"].gaps, sources["amazon_ads"].oldest_gap) == (1, gap)
+    assert sources["amazon_ads"].permanent_on == TODAY + timedelta(days=10)
+    assert sources["amazon_ads"].alarm == (
+        f"amazon_ads: the delivery of {gap} is missing and can be fetched until"
+        f" {TODAY + timedelta(days=9)} only: the platform answers no further back"
+    )
+    # 90 days, and 37 months to the day: there is time. The pixel's past does not go.
+    assert sources["pinterest_ads"].permanent_on == TODAY + timedelta(days=40)
+    assert (gap, sources["meta_ads"].permanent_on) == (date(2026, 10, 1), date(2029, 11, 1))
+    assert {sources[name].alarm for name in names[1:]} == {None}
+    assert sources["pixel"].gaps == 0
+    # What is lost is no gap any more: nobody can fill it.
+    later = {own.name: own for own in seen(fresh_warehouse, NOW + timedelta(days=10)).sources}
+    assert later["amazon_ads"].oldest_gap == TODAY + timedelta(days=1)
+
+
+def test_the_status_tells_of_a_gap_that_soon_cannot_be_filled(fresh_warehouse: Warehouse) -> None:
+    today = datetime.now(UTC).date()
+    gap = today - timedelta(days=50)
+    deliver_daily(fresh_warehouse, ["amazon_ads"], today, gap)
+    told = fresh_warehouse.run("status", "--no-airflow", "--json")
+    assert [state["answering"] for state in told.json] == [True, True]
+    assert f"amazon_ads: the delivery of {gap} is missing" in told.stderr
