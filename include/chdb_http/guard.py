@@ -160,6 +160,9 @@ VALUES_SETTINGS = names(
     input_format_values_deduce_templates_of_expressions"""
 )
 
+# Secrets of definitions which the engine does not hide from whoever may see the definition.
+_SHOWN = re.compile(r"^mongodb(\+srv)?://[^/]*@|[?&]sig=", re.I)
+
 _STREAMS = names("- stdin stdout stderr")
 
 _WORD = re.compile(r"[a-z0-9_]+", re.A)
@@ -220,6 +223,15 @@ def _readonly(what: str) -> ClickHouseError:
 def _denied(what: str) -> ClickHouseError:
     return ClickHouseError(
         291, "DATABASE_ACCESS_DENIED", f"{what} is outside the folders this endpoint may use."
+    )
+
+
+def _shown(what: str) -> ClickHouseError:
+    return ClickHouseError(
+        291,
+        "DATABASE_ACCESS_DENIED",
+        f"{what} is shown to every reader of the definition: name the secret in an argument of its"
+        " own, which the engine hides.",
     )
 
 
@@ -303,7 +315,7 @@ class Guard:
             | known.denied_settings - names("format select sort order filter database compression")
             | names(
                 """catboostevaluate engine attach settings set source disk infile outfile
-                collection restore"""
+                collection restore mongodb sig"""
             )
         )
 
@@ -551,6 +563,8 @@ class Guard:
             self._check_address(address)
         if name in self._known.table_functions:
             self._check_structures(node, read_only=False)
+            if any(map(_SHOWN.search, _strings(arguments))):
+                raise _shown(f"a secret in the address of {name}()")
             named = {_name(argument) for argument in arguments if "value" not in argument}
             if "values" in named | {text.lower() for text in _strings(arguments)}:
                 raise _denied("the format Values, which holds expressions,")
@@ -624,6 +638,8 @@ class Guard:
             if pair[type_] != "Pair":
                 continue
             key, value = str(pair.get("first", "")).lower(), pair.get("second")
+            if key == "headers":
+                raise _shown("a dictionary's header")
             text = _literal(value) if isinstance(value, dict) else None
             if name in ("file", "http") and key in ("path", "url"):
                 found = True

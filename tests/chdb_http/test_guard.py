@@ -411,6 +411,123 @@ def test_the_owner_makes_no_way_out(daemon: Daemon, fuzzed: Path, statement: str
     closed(daemon.send(statement, user=READER), 164, 291)
 
 
+PASSWORD = "canary-of-a-password"
+DEFINED = [
+    "VIEW {n} (a Int8) AS SELECT * FROM s3('http://127.0.0.1:1/bkt/a', 'key', '{p}', 'CSV')",
+    "VIEW {n} (a Int8) AS SELECT * FROM s3('http://127.0.0.1:1/bkt/a', 'CSV', 'a Int8',"
+    " headers('Authorization' = '{p}'))",
+    "VIEW {n} (a Int8) AS SELECT * FROM mysql('127.0.0.1:1', 'd', 't', 'u', '{p}')",
+    "VIEW {n} (a Int8) AS SELECT * FROM postgresql('127.0.0.1:1', 'd', 't', 'u', '{p}')",
+    "VIEW {n} (a Int8) AS SELECT * FROM remote('127.0.0.1:1', 'd', 't', 'u', '{p}')",
+    "VIEW {n} (a Int8) AS SELECT * FROM redis('127.0.0.1:1', 'a', 'a Int8', 0, '{p}')",
+    "VIEW {n} (a Int8) AS SELECT * FROM url('http://u:{p}@127.0.0.1:1/', 'CSV', 'a Int8')",
+    "VIEW {n} (a Int8) AS SELECT * FROM mongodb('127.0.0.1:1', 'd', 'c', 'u', '{p}', 'a Int8')",
+    "VIEW {n} (a Int8) AS SELECT * FROM mongodb('mongodb://u:{p}@127.0.0.1:1/d', 'c', 'a Int8')",
+    "VIEW {n} (a Int8) AS SELECT * FROM iceberg('http://127.0.0.1:1/bkt/', 'key', '{p}')",
+    "VIEW {n} (a Int8) AS SELECT * FROM azureBlobStorage('http://127.0.0.1:1/x?sig={p}', 'c', 'b')",
+    "VIEW {n} (a Int8) AS SELECT * FROM azureBlobStorage('http://127.0.0.1:1/x', 'c', 'b', 'u',"
+    " '{p}', 'CSV')",
+    "VIEW {n} (a String) AS SELECT encrypt('aes-128-ecb', 'x', '{p}') AS a",
+    "TABLE {n} (a Int8) ENGINE = MySQL('127.0.0.1:1', 'd', 't', 'u', '{p}')",
+    "TABLE {n} (a Int8) ENGINE = PostgreSQL('127.0.0.1:1', 'd', 't', 'u', '{p}')",
+    "TABLE {n} (a Int8) ENGINE = URL('http://u:{p}@127.0.0.1:1/', 'CSV')",
+    "TABLE {n} (a Int8) ENGINE = URL('http://127.0.0.1:1/', 'CSV',"
+    " headers('Authorization' = '{p}'))",
+    "TABLE {n} (a Int8) ENGINE = MongoDB('mongodb://u:{p}@127.0.0.1:1/d', 'c')",
+    "TABLE {n} (a Int8) ENGINE = Redis('127.0.0.1:1', 0, '{p}') PRIMARY KEY a",
+    "TABLE {n} (a String, b String DEFAULT encrypt('aes-128-ecb', a, '{p}'))"
+    " ENGINE = MergeTree ORDER BY a",
+    "DICTIONARY {n} (a UInt64, b String) PRIMARY KEY a SOURCE(MYSQL(HOST '127.0.0.1' PORT 1"
+    " USER 'u' PASSWORD '{p}' DB 'd' TABLE 't')) LAYOUT(FLAT()) LIFETIME(0)",
+    "DICTIONARY {n} (a UInt64, b String) PRIMARY KEY a SOURCE(HTTP(URL 'http://127.0.0.1:1/'"
+    " FORMAT 'CSV' CREDENTIALS(USER 'u' PASSWORD '{p}'))) LAYOUT(FLAT()) LIFETIME(0)",
+    "DICTIONARY {n} (a UInt64, b String) PRIMARY KEY a SOURCE(HTTP(URL 'http://127.0.0.1:1/'"
+    " FORMAT 'CSV' HEADERS(HEADER(NAME 'x' VALUE '{p}')))) LAYOUT(FLAT()) LIFETIME(0)",
+    "DICTIONARY {n} (a UInt64, b String) PRIMARY KEY a SOURCE(MONGODB(URI"
+    " 'mongodb://u:{p}@127.0.0.1:1/d' COLLECTION 'c')) LAYOUT(FLAT()) LIFETIME(0)",
+]  # fmt: skip
+
+
+def test_no_reader_sees_a_password_of_a_definition(daemon: Daemon) -> None:
+    """The engine hides it, or the definition is refused."""
+    assert daemon.send("CREATE DATABASE defined").status == 200
+    refused = []
+    for at, definition in enumerate(DEFINED):
+        name = f"defined.d{at}"
+        reply = daemon.send(f"CREATE {definition.format(n=name, p=PASSWORD)}")
+        if reply.status != 200:
+            assert (reply.code, b"is shown to every reader" in reply.body) == (291, True), (
+                reply.body
+            )
+            refused.append(at)
+            continue
+        for query in (
+            f"SHOW CREATE TABLE {name}",
+            f"SELECT * FROM system.tables WHERE name = 'd{at}'",
+            f"SELECT * FROM system.columns WHERE table = 'd{at}'",
+            f"EXPLAIN SYNTAX SELECT * FROM {name}",
+            f"EXPLAIN QUERY TREE dump_ast = 1 SELECT * FROM {name}",
+        ):
+            seen = daemon.send(query, user=READER, format_display_secrets_in_show_and_select=1)
+            assert PASSWORD.encode() not in seen.body, query
+    assert len(refused) == 3
+    assert daemon.send("DROP DATABASE defined SYNC").status == 200
+
+
+STATEMENTS = [
+    "BACKUP TABLE fuzzed TO File('{f}')",
+    "BACKUP TABLE fuzzed TO File('{b}/../evil')",
+    "BACKUP TABLE fuzzed TO Disk('default', 'evil')",
+    "BACKUP TABLE fuzzed TO Memory('evil')",
+    "RESTORE TABLE fuzzed FROM File('/etc')",
+    "SNAPSHOT TABLE fuzzed TO File('{f}')",
+    "SELECT 1 INTO OUTFILE '{f}'",
+    "SELECT 1 INTO/**/OUTFILE '{f}'",
+    "(SELECT 1 INTO OUTFILE '{f}')",
+    "SELECT 1 UNION ALL (SELECT 1 INTO OUTFILE '{f}')",
+    "SELECT * FROM (SELECT 1 INTO OUTFILE '{f}')",
+    "SELECT 1 FORMAT CSV INTO OUTFILE '{f}'",
+    "EXPLAIN SELECT 1 INTO OUTFILE '{f}'",
+    "EXPLAIN (SELECT 1 INTO OUTFILE '{f}')",
+    "EXPLAIN AST ALTER TABLE fuzzed DROP COLUMN s INTO OUTFILE '{f}'",
+    "CHECK TABLE fuzzed INTO OUTFILE '{f}'",
+    "EXISTS fuzzed INTO OUTFILE '{f}' AND STDOUT",
+    "INSERT INTO fuzzed (s) FROM/**/INFILE '/etc/passwd' FORMAT LineAsString",
+    "INSERT INTO fuzzed (s) `FROM` INFILE '/etc/passwd' FORMAT LineAsString",
+    "EXPLAIN AST INSERT INTO fuzzed FROM INFILE '/etc/passwd' FORMAT LineAsString",
+    "CREATE TABLE evil (a Int8) ENGINE = File(CSV, '{f}')",
+    "CREATE TABLE evil (a Int8) ENGINE = File(CSV)",
+    "CREATE TABLE evil (a Int8) ENGINE = Executable('id', 'CSV')",
+    "CREATE DATABASE evil ENGINE = Atomic SETTINGS disk = disk(type = local, path = '{f}/')",
+    *map(
+        "SYSTEM {}".format,
+        ("RELOAD CONFIG", "FLUSH LOGS", "STOP MERGES", "DROP MARK CACHE", "SHUTDOWN", "KILL",
+         "ENABLE FAILPOINT x", "START LISTEN HTTP", "UNFREEZE WITH NAME 'x'", "SYNC FILE CACHE",
+         "RELOAD DICTIONARIES", "RESTART DISK default"),
+    ),
+    *map(
+        "SHOW {}".format,
+        ("GRANTS", "USERS", "ACCESS", "PRIVILEGES", "PROCESSLIST", "CREATE USER default"),
+    ),
+    "CREATE USER evil", "SET ROLE DEFAULT", "BEGIN TRANSACTION", "CREATE WORKLOAD evil",
+    "CHECK TABLE fuzzed", "TRUNCATE TABLE fuzzed", "DETACH TABLE fuzzed",
+    "ALTER TABLE fuzzed FREEZE", "RENAME TABLE fuzzed TO evil", "DELETE FROM fuzzed WHERE 1",
+    "KILL QUERY WHERE 1", "CREATE NAMED COLLECTION evil AS a = 'x'",
+    "EXPLAIN AST DROP TABLE fuzzed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_the_reader_runs_no_other_statement(daemon: Daemon, fuzzed: Path, statement: str) -> None:
+    evil = daemon.root / "evil"
+    query = statement.format(f=evil, b=daemon.root / "backups")
+    closed(daemon.send(query, user=READER), 164, 62, 48)
+    if "{" in statement or "INFILE" in statement:
+        closed(daemon.send(query), 291, 62, 48, 36, 497)
+    assert not evil.exists()
+    assert daemon.value("SELECT count() FROM fuzzed") == "0"
+
+
 def test_external_data_holds_no_expression(daemon: Daemon, secret: Path) -> None:
     for structure in (
         f"a Int8, b String DEFAULT file('{secret}')",
