@@ -220,12 +220,14 @@ def measure(rows: int, large: int, console: Console) -> list[Figure]:
             purged = retention.purge(settings, as_of=AS_OF, clock=clock, gate=gate)
             taken = time.perf_counter() - begin
             assert purged.rows >= rows
+            copied = sum(file.stat().st_size for file in Path(settings.cold).rglob("*.parquet"))
             console.print("destroying statements")
             small = destroying(settings, 1_000_000)
             big = destroying(settings, large)
             deleted = peer_delete(settings, 1_000_000)
             figures += [
                 Figure(f"purge of {rows:,} rows, with cold copy, gate and proof", f"{taken:.1f} s"),
+                Figure("cold copy of an event", f"{copied / rows:.1f} bytes"),
                 Figure("drop of a partition of 1,000,000 rows", f"{small['drop'] * 1e3:.0f} ms"),
                 Figure(f"drop of a partition of {large:,} rows", f"{big['drop'] * 1e3:.0f} ms"),
                 at_most(f"drop of {large:,} rows / of 1,000,000", big["drop"] / small["drop"], 1.5),

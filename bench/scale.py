@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -20,8 +21,9 @@ from rich.console import Console
 from bench.__main__ import AS_OF, DAY, WORKSPACE, Peaks, clock, deliver, home, run_build, run_load
 from bench.generate import generate_pixel
 from bench.report import MIB, Figure, keep, timed
-from tidemark import clickhouse, flows, gate, plan, policy
+from tidemark import clickhouse, flows, gate, plan, policy, postgres, workspaces
 from tidemark.config import Settings
+from tidemark.workspaces import Workspace
 
 MONTHS = 25
 MICRO = 1e6
@@ -43,6 +45,20 @@ def spent(settings: Settings, work: Callable[[], object]) -> float:
     return cpu_seconds(settings) - before
 
 
+def stages(settings: Settings) -> tuple[float, float, float]:
+    """CPU seconds of the load of what stands in landing, of its build, and of the gate."""
+    load = spent(settings, lambda: run_load(settings))
+    gated: list[float] = []
+
+    def measured(*arguments: Any) -> flows.Verdict:
+        found: list[flows.Verdict] = []
+        gated.append(spent(settings, lambda: found.append(gate.tie_out(*arguments))))
+        return found[0]
+
+    build = spent(settings, lambda: flows.build(settings, as_of=AS_OF, clock=clock, gate=measured))
+    return load, build - gated[0], gated[0]
+
+
 def of_an_event(lines: int, base: Path, console: Console) -> list[Figure]:
     """What one pixel event costs on its way from landing to the marts."""
     file, small = base / "day.jsonl.gz", base / "small.jsonl.gz"
@@ -54,20 +70,7 @@ def of_an_event(lines: int, base: Path, console: Console) -> list[Figure]:
         run_build(settings)
         deliver(settings, file, AS_OF, "day.jsonl.gz")
         console.print(f"one day of {lines:,} events")
-        load = spent(settings, lambda: run_load(settings))
-        verdicts: list[float] = []
-
-        def measured(*arguments: object) -> flows.Verdict:
-            found: list[flows.Verdict] = []
-            verdicts.append(
-                spent(settings, lambda: found.append(gate.tie_out(*arguments)))  # type: ignore[arg-type]
-            )
-            return found[0]
-
-        build = spent(
-            settings,
-            lambda: flows.build(settings, as_of=AS_OF, clock=clock, gate=measured),
-        )
+        load, build, gated = stages(settings)
         stored = {
             row["database"]: row
             for row in clickhouse.rows(
@@ -80,8 +83,8 @@ def of_an_event(lines: int, base: Path, console: Console) -> list[Figure]:
         Figure("line in landing, as text", f"{text / lines:.0f} bytes"),
         Figure("line in landing, gzip", f"{file.stat().st_size / lines:.0f} bytes"),
         Figure("load of an event", f"{load / lines * MICRO:.1f} µs of CPU"),
-        Figure("build of an event", f"{(build - verdicts[0]) / lines * MICRO:.1f} µs of CPU"),
-        Figure("gate of an event", f"{verdicts[0] / lines * MICRO:.1f} µs of CPU"),
+        Figure("build of an event", f"{build / lines * MICRO:.1f} µs of CPU"),
+        Figure("gate of an event", f"{gated / lines * MICRO:.1f} µs of CPU"),
     ]
     figures += [
         Figure(f"event in {name}", f"{int(stored[name]['bytes']) / lines:.1f} bytes")
@@ -90,6 +93,39 @@ def of_an_event(lines: int, base: Path, console: Console) -> list[Figure]:
     return [
         *figures,
         Figure("marts of a workspace's day", f"{int(stored['marts']['bytes']) / 1024:.0f} KiB"),
+    ]
+
+
+def of_a_tenant(count: int, base: Path, console: Console) -> list[Figure]:
+    """What a workspace's file and day cost besides their events: there are a few in each."""
+    file = base / "few.jsonl.gz"
+    with home(base / "tenants") as settings:
+        generate_pixel(file, lines=100, day=DAY, timezone="UTC")
+        names = [f"tenant-{number:04}" for number in range(count)]
+        with postgres.connect(settings) as connection:
+            for name in names:
+                tenant = Workspace(name, "UTC", "GBP", "growth", "orders")
+                workspaces.add(connection, settings, tenant, clock())
+        generate_pixel(base / "small.jsonl.gz", lines=100, seed=2, day=DAY - timedelta(days=1))
+        deliver(settings, base / "small.jsonl.gz", DAY, "warm.jsonl.gz")
+        run_load(settings, DAY)
+        run_build(settings)
+        for name in names:
+            folder = Path(settings.landing) / "pixel" / name / str(AS_OF)
+            folder.mkdir(parents=True)
+            shutil.copy(file, folder / "few.jsonl.gz")
+        console.print(f"one day of {count:,} workspaces")
+        load, build, gated = stages(settings)
+        (parts,) = clickhouse.rows(
+            settings,
+            "select max(parts) as parts from (select count() as parts from system.parts"
+            " where active and database = 'raw' group by table, partition_id)",
+        )
+    return [
+        Figure("load of a workspace's file", f"{load / count * 1e3:.0f} ms of CPU"),
+        Figure("build of a workspace's day", f"{build / count * 1e3:.0f} ms of CPU"),
+        Figure("gate of a workspace's day", f"{gated / count * 1e3:.0f} ms of CPU"),
+        Figure("most parts of a month in raw after a load", f"{parts['parts']}"),
     ]
 
 
@@ -197,18 +233,20 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--lines", type=int, default=500_000)
+    parser.add_argument("--tenants", type=int, default=300)
     parser.add_argument("--workspaces", type=int, default=100_000)
     options = parser.parse_args()
     console = Console()
     base = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
     try:
         figures = of_an_event(options.lines, base, console)
+        figures += of_a_tenant(options.tenants, base, console)
         figures += of_workspaces(options.workspaces, base, console)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     keep(
         console, "scale", "What grows with events, and with workspaces", figures,
-        lines=options.lines, workspaces=options.workspaces,
+        lines=options.lines, tenants=options.tenants, workspaces=options.workspaces,
     )  # fmt: skip
 
 

@@ -41,7 +41,9 @@ _NOT_OF_PEOPLE = frozenset(
 )  # fmt: skip
 # They compute or look up, and store nothing of their own.
 _WITHOUT_ROWS = ("View", "Dictionary", "Null")
-_WORK_TABLE = re.compile(r"__(replace_days|dbt_tmp|dbt_backup|dbt_new_data.*)$|^\.(inner|tmp)")
+_WORK_TABLE = re.compile(
+    r"__(replace_days|snapshot_upsert|dbt_tmp|dbt_backup|dbt_new_data.*)$|^\.(inner|tmp)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, LiteralString, Protocol
 
 from tidemark import build as building
-from tidemark import clickhouse, cold, ledger, policy
+from tidemark import clickhouse, cold, coverage, ledger, policy
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
@@ -218,8 +218,9 @@ class Door:
                 problems += self._left(step)
                 problems += self._changed(step, before)
         problems += [
-            f"{table} is left over from a build: run `tidemark build`, or drop it"
-            for table in orphans(self.settings)
+            f"{own.name} is left over from a run that was killed and may hold rows that are purged:"
+            " run `tidemark load` and `tidemark build`, or drop it"
+            for own in coverage.orphans(self.settings)
         ]
         return tuple(problems)
 
@@ -667,20 +668,6 @@ def aggregates(
             if step.data_class not in _SALES or counted.get(row["workspace_id"]) == step.data_class
         }
     return found
-
-
-def orphans(settings: Settings) -> list[str]:
-    """Tables that a killed build left: they may hold rows that a purge took elsewhere."""
-    return [
-        f"{row['database']}.{row['name']}"
-        for row in clickhouse.rows(
-            settings,
-            "select database, name from system.tables"
-            " where database in ('staging', 'intermediate', 'marts', 'anonymised', 'retention')"
-            " and match(name, '__(replace_days|dbt_tmp|dbt_backup|dbt_new_data.*)$')"
-            " order by database, name",
-        )
-    ]
 
 
 def _report(step: Step, rows: int, status: str, reason: str = "") -> StepReport:

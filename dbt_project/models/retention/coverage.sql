@@ -22,18 +22,34 @@ purged as (
     from {{ source('retention', 'purged_coverage') }}
 ),
 
-facts as (
-    select * from commerce
+known as (
+    select *, false as is_purged from commerce
     union all
-    select * from marketing
+    select *, false as is_purged from marketing
+    union all
+    select *, true as is_purged from purged
+),
+
+-- Bounds of workspace, class and day reach the tables through the window, but no subquery.
+marked as (
+    select
+        *,
+        max(is_purged) over (partition by workspace_id, class, local_date) as has_purged
+    from known
 ),
 
 -- What was known of a day when its rows went holds, whether or not some of its facts still stand.
 final as (
-    select * from facts
-    where (workspace_id, class, local_date) not in (select workspace_id, class, local_date from purged)
-    union all
-    select * from purged
+    select
+        workspace_id,
+        class,
+        local_date,
+        currency,
+        row_count,
+        distinct_ids,
+        money
+    from marked
+    where is_purged = has_purged
 )
 
 select * from final
