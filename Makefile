@@ -3,7 +3,7 @@
 # system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
-.PHONY: help demo test test-airflow up down lint docs bench bench-endpoint faults lock faults-endpoint soak
+.PHONY: help demo test test-airflow up down lint docs bench bench-endpoint bench-scale faults lock faults-endpoint soak
 PYTHON ?= python3.11
 KILLS ?= 300
 UV := .uv/bin/uv
@@ -39,6 +39,9 @@ bench: .venv/.installed  ## measure, print a table and keep it in bench/results/
 
 bench-endpoint: .venv/.installed  ## measure the HTTP endpoint against the engine in process
 	.venv/bin/python -m bench.endpoint
+
+bench-scale: .venv/.installed  ## measure what grows with events and workspaces, for docs/scale.md
+	.venv/bin/python -m bench.scale
 
 faults: .venv/.installed  ## kill the purge again and again, and see that nothing is lost
 	PYTHONPATH=tests .venv/bin/python -m faults --kills $(KILLS)
