@@ -108,6 +108,18 @@ def test_every_type_both_ways(daemon: Daemon, compress: str | bool) -> None:
     client.close()
 
 
+def test_native_is_written_for_the_oldest_client(daemon: Daemon, client: Client) -> None:
+    """A client that may be newer sees it, and reads it so."""
+    reply = daemon.send("SELECT 1 AS check FORMAT Native", client_protocol_version=54405)
+    assert reply.body == b"\x01\x01\x05check\x05UInt8\x01"
+    assert client.protocol_version == 0
+    result = client.query("SELECT toDateTime(0, 'Asia/Tokyo'), toDateTime64(0, 3, 'Asia/Tokyo')")
+    assert [kind.name for kind in result.column_types] == [
+        "DateTime",
+        "DateTime64(3, 'Asia/Tokyo')",
+    ]
+
+
 def test_queries_contexts_and_streams(client: Client) -> None:
     assert client.ping()
     assert str(client.server_version).startswith("26.")
