@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import shutil
 import socket
@@ -26,11 +25,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import psutil
 from rich.console import Console
-from rich.table import Table
 
-from bench.__main__ import MIB, RESULTS, Figure, timed
+from bench.report import MIB, Figure, keep, timed
 from chdb_http.config import load_config
 from chdb_http.engine import Connection, Engine
 from chdb_http.testing import OWNER, READER, Daemon
@@ -306,24 +303,6 @@ def measure(size: int, turns: int, console: Console) -> list[Figure]:
     return figures
 
 
-def write(figures: list[Figure]) -> Path:
-    """Keep the table as Markdown and as JSON."""
-    cores = psutil.cpu_count()
-    mark = {None: "", True: "yes", False: "no"}
-    rows = [f"| {f.name} | {f.value} | {f.goal} | {mark[f.met]} |" for f in figures]
-    heading = (
-        f"# The HTTP endpoint against the engine in process\n\nOn {cores} cores, in one run.\n"
-    )
-    page = RESULTS / "endpoint.md"
-    page.write_text(
-        "\n".join([heading, "| figure | value | goal | met |", "|---|---|---|---|", *rows, ""])
-    )
-    listed = [{"name": f.name, "value": f.value, "goal": f.goal, "met": f.met} for f in figures]
-    document = json.dumps({"cores": cores, "figures": listed}, indent=2)
-    (RESULTS / "endpoint.json").write_text(document + "\n")
-    return page
-
-
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(prog="python -m bench.endpoint", description=__doc__)
@@ -337,12 +316,8 @@ def main() -> None:
         return
     console = Console()
     figures = measure(options.size, options.turns, console)
-    table = Table("figure", "value", "goal", "met")
-    for figure in figures:
-        met = "" if figure.met is None else "yes" if figure.met else "no"
-        table.add_row(figure.name, figure.value, figure.goal, met)
-    console.print(table)
-    console.print(f"kept in {write(figures)}")
+    heading = "The HTTP endpoint against the engine in process"
+    keep(console, "endpoint", heading, figures, size=options.size)
 
 
 if __name__ == "__main__":
