@@ -16,12 +16,12 @@ _USER_AGENTS_AT_ONCE = 20_000
 
 # As tidemark_redact_text of include/sql/clickhouse/030_functions.sql, which judges what is loaded.
 _IDENTIFIER = re.compile(
-    r"""[^\s"<>(),;:=&?/@\\]+(?:@|%40)[^\s"'<>(),;:=&?/@\\]+\.[^\s"'<>(),;:=&?/@\\.]{2,}"""
+    r"""[^\s"<>(),;:=&?/@\\]+(?:@|%(?:25)*40)[^\s"'<>(),;:=&?/@\\]+\.[^\s"'<>(),;:=&?/@\\.]{2,}"""
     r"|(?:\+|\b00)\(?[0-9][0-9 ().\-]{5,}[0-9]"
     r"|\([0-9]{2,5}\) ?[0-9]{2,4}[ .\-]?[0-9]{3,4}"
     r"|\b[0-9]{2,5}[ .\-][0-9]{3,4}[ .\-][0-9]{3,4}(?:[ .\-][0-9]{2,4})*\b"
     r"|\b0[0-9](?:[ .\-][0-9]{2}){4}\b"
-    r"|\b0[0-9]{2,5}[ .\-][0-9]{5,8}\b"
+    r"|\b0[0-9]{2,5}[ .\-/][0-9]{5,8}\b"
     r"|\b0[0-9]{9,10}\b"
     r"|\b1?[2-9][0-9]{2}[2-9][0-9]{6}\b"
     r"|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b",
@@ -65,7 +65,11 @@ def subject_hashes(key: bytes, subject: str, sources: Iterable[str]) -> set[str]
     if not text:
         raise UsageError("the subject is empty")
     if is_visitor:
-        return {pseudonym("anonymous_id", text) if _is_email(text) else text}
+        return (
+            {pseudonym("anonymous_id", text)}
+            if _is_email(text)
+            else {pseudonym("anonymous_id", text), text}
+        )
     if _is_email(text):
         # The load hashes ids made of an e-mail address too, each by its kind and as it came.
         return {pseudonym("email", text.lower())} | {

@@ -35,6 +35,7 @@ GUILTY = [
     "+1 (212) 555-0199",
     "06 12 34 56 78",
     "0151 23456789",
+    "0151/23456789",
     "+49 151 23456789",
     "+33612345678",
     "81.2.69.142",
@@ -139,6 +140,73 @@ def test_what_is_harmless_stays(planted: dict[str, list[dict[str, Any]]], number
     }
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["+442079460958", "+44+20+7946+0958", "call++442079460958", "ada.lovelace+news@example.org",
+     "To+<ada.lovelace+news@example.org>"],
+)  # fmt: skip
+def test_a_plus_that_nobody_encoded_hides_nothing(
+    warehouse: Warehouse, tmp_path: Path, written: str
+) -> None:
+    shop = tenant(warehouse, tmp_path)
+    url = "https://mugs.example/?" + "&".join(
+        f"{name}={written}" for name in ("utm_source", "utm_medium", "utm_campaign", "utm_term")
+    )
+    (row,) = _load_each(shop, [changed(EVENT, url=url)])
+    for place in ("source", "medium", "campaign", "url_parameters"):
+        assert "[redacted]" in row[place], place
+        for part in ("ada", "lovelace", "news", "example.org", "7946", "0958", "79460958"):
+            assert part not in row[place].lower().replace("call", ""), place
+
+
+def test_a_plus_between_words_is_a_space(warehouse: Warehouse, tmp_path: Path) -> None:
+    shop = tenant(warehouse, tmp_path)
+    url = "https://mugs.example/?utm_source=s&utm_campaign=Sale+2026+up+to+50%2B"
+    (row,) = _load_each(shop, [changed(EVENT, url=url)])
+    assert row["campaign"] == "Sale 2026 up to 50+"
+
+
+@pytest.mark.parametrize("text", GUILTY)
+def test_what_is_encoded_within_a_text_is_redacted_too(
+    warehouse: Warehouse, tmp_path: Path, text: str
+) -> None:
+    shop = tenant(warehouse, tmp_path)
+    once, twice = quote(text, safe=""), quote(quote(text, safe=""), safe="")
+    links = [f"https://mugs.example/?who={encoded}&x=1" for encoded in (once, twice)]
+    (row,) = _load_each(
+        shop, [changed(EVENT, event_name=links[0], properties={"a": links, "b": "100% off"})]
+    )
+    everything = json.dumps(row, ensure_ascii=False)
+    for form in {text, once, twice}:
+        assert form not in everything
+    assert json.loads(row["properties"])["b"] == "100% off"
+
+
+def test_ids_made_of_a_person_become_pseudonyms(warehouse: Warehouse, tmp_path: Path) -> None:
+    shop = tenant(warehouse, tmp_path)
+    personal = ["ada@example.org", "ada%40example.org", "+442079460958", "020 7946 0958",
+                "(555) 555-0199"]  # fmt: skip
+    plain = ["450789469", "5123456789012", "2079460958", "10-20-30", "#1001", "a b", "1 2"]
+    names = ("event_id", "anonymous_id", "session_id", "order_id")
+    rows = _load_each(
+        shop,
+        [
+            changed(
+                EVENT,
+                event_id=text,
+                anonymous_id=text,
+                session_id=text,
+                properties={"order_id": text},
+            )
+            for text in personal + plain
+        ],
+    )
+    for text, row in zip(personal + plain, rows, strict=True):
+        for name in names:
+            assert (row[name] == text) is (text in plain), (name, text)
+            assert len(row[name]) == 32 or text in plain
+
+
 def test_properties_under_telling_keys_go_whole(warehouse: Warehouse, tmp_path: Path) -> None:
     telling = {
         "email": "x",
@@ -213,6 +281,21 @@ def test_click_ids_are_kept_as_keyed_hashes(warehouse: Warehouse, tmp_path: Path
     assert "Secret" not in json.dumps(rows)
     assert len({row["click_id_hash"] for row in rows}) == 2
     assert all(len(row["click_id_hash"]) == 32 for row in rows)
+
+
+def test_a_click_id_without_a_value_is_none(warehouse: Warehouse, tmp_path: Path) -> None:
+    shop = tenant(warehouse, tmp_path)
+    queries = ["gclid=", "gclid", "fbclid=&gclid=", "gad_source=&utm_term=", "_kx=&aa_x="]
+    rows = _load_each(
+        shop,
+        [
+            changed(EVENT, event_id=str(n), url=f"https://mugs.example/?{query}")
+            for n, query in enumerate(queries)
+        ],
+    )
+    for row in rows:
+        assert (row["click_id_kind"], row["click_id_hash"]) == ("", "")
+        assert (row["source_rule_id"], row["source_confidence"]) == ("r13", "low")
 
 
 def test_an_ip_is_hashed_under_its_days_salt_and_kept_as_country_alone(

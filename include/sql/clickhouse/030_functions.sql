@@ -4,7 +4,10 @@
 -- Text that may hold an e-mail address, a phone number, an IP address or a user agent.
 -- A cheap test that lets a few innocent texts through to tidemark_redact, and no guilty one past it.
 create or replace function tidemark_is_suspect as (t) ->
-    match(t, '@|%40|[0-9][0-9 ().\-]{6,}[0-9]|Mozilla/');
+    match(t, '@|%[0-9A-Fa-f]{2}|[0-9][0-9 ().\-/]{6,}[0-9]|Mozilla/');
+
+-- As a person reads it: decoded, twice where it was encoded twice.
+create or replace function tidemark_decoded as (t) -> decodeURLComponent(decodeURLComponent(t));
 
 -- E-mail: anything@anything.tld. Phone: international (+ or 00), national with a leading zero,
 -- grouped by separators, North American ten digits. Digit runs of other lengths are identifiers.
@@ -17,7 +20,7 @@ create or replace function tidemark_redact_text as (t) ->
             '|\([0-9]{2,5}\) ?[0-9]{2,4}[ .\-]?[0-9]{3,4}',
             '|\\b[0-9]{2,5}[ .\-][0-9]{3,4}[ .\-][0-9]{3,4}(?:[ .\-][0-9]{2,4})*\\b',
             '|\\b0[0-9](?:[ .\-][0-9]{2}){4}\\b',
-            '|\\b0[0-9]{2,5}[ .\-][0-9]{5,8}\\b',
+            '|\\b0[0-9]{2,5}[ .\-/][0-9]{5,8}\\b',
             '|\\b0[0-9]{9,10}\\b',
             '|\\b1?[2-9][0-9]{2}[2-9][0-9]{6}\\b',
             '|\\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\\b',
@@ -26,14 +29,20 @@ create or replace function tidemark_redact_text as (t) ->
         '[redacted]'
     );
 
+-- What a text says to a person counts, not how it is encoded: a link kept in a text may carry an
+-- address. One that says nothing stays as it was written.
 create or replace function tidemark_redact as (t) ->
-    if(tidemark_is_suspect(t), tidemark_redact_text(t), t);
+    if(
+        tidemark_is_suspect(t) and tidemark_redact_text(tidemark_decoded(t)) != tidemark_decoded(t),
+        tidemark_redact_text(tidemark_decoded(t)),
+        t
+    );
 
--- A path or parameter is judged as a person reads it: decoded, twice where it was encoded twice.
+-- A path or a parameter is kept decoded.
 create or replace function tidemark_redact_url as (t) ->
     if(
         position(t, '%') > 0 or tidemark_is_suspect(t),
-        tidemark_redact_text(decodeURLComponent(decodeURLComponent(t))),
+        tidemark_redact_text(tidemark_decoded(t)),
         t
     );
 
@@ -43,7 +52,7 @@ create or replace function tidemark_properties_are_suspect as (p) ->
     match(
         p,
         concat(
-            '@|%40|[0-9][0-9 ().\-]{6,}[0-9]|Mozilla/',
+            '@|%[0-9A-Fa-f]{2}|[0-9][0-9 ().\-/]{6,}[0-9]|Mozilla/',
             '|(?i:"(?:[a-z_ \-]*(?:mail|phone|mobile|name|address|street|postcode|zip|postal|birth|passport|agent)[a-z_0-9 \-]*|ip|ua|tel)":)'
         )
     );
@@ -63,11 +72,19 @@ create or replace function tidemark_personal_properties as (p) ->
         '\1"[redacted]"'
     );
 
+-- A literal goes whole where what is encoded in it must go: decoded, it might not be a literal.
+create or replace function tidemark_redact_literal as (token) ->
+    multiIf(
+        not tidemark_is_suspect(token), token,
+        position(token, '%') > 0 and tidemark_redact_text(tidemark_decoded(token)) != tidemark_decoded(token), '"[redacted]"',
+        tidemark_redact_text(token)
+    );
+
 create or replace function tidemark_redact_properties as (p) ->
     if(
         tidemark_properties_are_suspect(p),
         arrayStringConcat(arrayMap(
-            token -> if(startsWith(token, '"'), tidemark_redact(token), token),
+            token -> if(startsWith(token, '"'), tidemark_redact_literal(token), token),
             extractAll(tidemark_personal_properties(p), '"(?:[^"\\\\]|\\\\.)*"|[^"]+')
         )),
         p
@@ -94,6 +111,11 @@ create or replace function tidemark_integer as (value) ->
 create or replace function tidemark_is_container as (line, value, field) ->
     (startsWith(value, '{') or startsWith(value, '[')) and JSONType(line, field) in ('Object', 'Array');
 
+-- A field that should be a list and is not, or one with an element that is no object: read as an
+-- empty list, refunds and items would be lost without a trace.
+create or replace function tidemark_is_bad_list as (json, field, length) ->
+    JSONType(json, field) not in ('Null', 'Array') or JSONLength(json, field) != length;
+
 -- Why a line that lacks its first required field can't be read.
 create or replace function tidemark_unreadable as (line, field) ->
     multiIf(
@@ -111,9 +133,15 @@ create or replace function tidemark_hmac as (message, key) ->
 create or replace function tidemark_pseudonym as (kind, value, key) ->
     if(value = '', '', substring(tidemark_hmac(concat(kind, '\0', value), key), 1, 32));
 
--- An identifier that somebody made of an e-mail address; others must stay as they are to match.
+-- An identifier that somebody made of an e-mail address, or of a phone number that a plus, a space
+-- or a bracket gives away; others must stay as they are to match.
 create or replace function tidemark_id as (kind, value, key) ->
-    if(multiSearchAny(value, ['@', '%40']) and match(value, '^[^{\[].*(?:@|%40)'), tidemark_pseudonym(kind, value, key), value);
+    if(
+        (multiSearchAny(value, ['@', '%']) and match(value, '^[^{\[].*(?:@|%(?:25)*40)'))
+        or (multiSearchAny(value, ['+', ' ', '(', '%']) and match(value, '^(?: |%(?:25)*20)*(?:(?:\+|%(?:25)*2[Bb])[0-9 ().\-]{7,}|\(?[0-9][0-9().\-]*[ )][0-9 ().\-]{4,})$')),
+        tidemark_pseudonym(kind, value, key),
+        value
+    );
 
 create or replace function tidemark_text as (value) -> ifNull(value, '');
 
@@ -158,9 +186,33 @@ create or replace function tidemark_is_paid as (medium) ->
         )
     );
 
+-- A plus in a query is a space, but for one that somebody forgot to encode: at the start of a number
+-- or within an e-mail address. Read as a space it would hide either from the rules of redaction.
+create or replace function tidemark_query_with_plus as (query) ->
+    if(
+        position(query, '+') > 0,
+        replaceRegexpAll(
+            replaceRegexpAll(query, '([=+]|%20)\+(\(?[0-9])', '\1%2B\2'),
+            '\+([^&=+%]+(?:@|%(?:25)*40))', '%2B\1'
+        ),
+        query
+    );
+
+-- A parameter without a value names no click.
+create or replace function tidemark_query_without_empty_click_ids as (query) ->
+    if(
+        position(query, '=&') > 0 or endsWith(query, '='),
+        replaceRegexpAll(query, '(?:&(?:gclid|gbraid|wbraid|gad_source|fbclid|ttclid|epik|maas|_kx|msclkid|dclid|yclid|twclid|li_fat_id|ScCid|irclickid|aa_[^&=]*)=)+(&|$)', '\\1'),
+        query
+    );
+
 -- A landing URL's query string with a leading '&', so that '&name=' finds a parameter.
 create or replace function tidemark_query as (url) ->
-    if(position(url, '?') > 0, concat('&', queryString(url)), '');
+    if(
+        position(url, '?') > 0,
+        tidemark_query_without_empty_click_ids(tidemark_query_with_plus(concat('&', queryString(url)))),
+        ''
+    );
 
 create or replace function tidemark_parameter as (query, name) ->
     if(
