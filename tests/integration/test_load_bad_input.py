@@ -62,6 +62,7 @@ BAD: list[tuple[str, Line, str]] = [
     ("shopify_orders", changed(ORDER, currency=...), "missing_field:currency"),
     ("shopify_orders", changed(ORDER, currency="XQX"), "bad_value:currency"),
     ("shopify_orders", changed(ORDER, total_price=...), "missing_field:total_price"),
+    ("shopify_orders", changed(ORDER, total_price="ten"), "bad_value:total_price"),
     ("shopify_orders", changed(ORDER, total_discounts="ten"), "bad_value:total_discounts"),
     ("shopify_orders", changed(ORDER, total_discounts={}), "bad_value:total_discounts"),
     ("shopify_orders", changed(ORDER, total_tax="1" + "0" * 400), "bad_value:total_tax"),
@@ -71,6 +72,15 @@ BAD: list[tuple[str, Line, str]] = [
      "bad_value:line_items"),
     ("shopify_orders", changed(ORDER, line_items=[{"price": "9" * 12, "quantity": 9999}]),
      "bad_value:line_items"),
+    # A list that can't be read is not an empty one.
+    ("shopify_orders", changed(ORDER, line_items="none"), "bad_value:line_items"),
+    ("shopify_orders", changed(ORDER, line_items=["mug"]), "bad_value:line_items"),
+    ("shopify_orders", changed(ORDER, refunds={}), "bad_value:refunds"),
+    ("shopify_orders", changed(ORDER, refunds=["one"]), "bad_value:refunds"),
+    ("woocommerce_orders", changed(fixture("woocommerce_orders")[0], refunds="one"),
+     "bad_value:refunds"),
+    ("payments", changed(fixture("payments")[0], refunds="one"), "bad_value:refunds"),
+    ("payments", changed(fixture("payments")[0], refunds={"data": "one"}), "bad_value:refunds"),
     ("shopify_orders", changed(ORDER, refunds=[{"id": 1}]), "bad_value:refunds"),
     ("shopify_orders", changed(ORDER, refunds=[
         {"id": 1, "created_at": "2026-11-19T10:00:00Z",

@@ -69,7 +69,7 @@ select
         not dictHas('reference.currencies_lookup', currency), 'bad_value:currency',
         amount_text = '', 'missing_field:amount',
         amount_or_null is null, 'bad_value:amount',
-        has(refund_amounts, null) or arrayExists(at -> at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or at >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), refund_times)
+        JSONType(line, 'refunds') not in ('Null', 'Object') or tidemark_is_bad_list(JSONExtractRaw(line, 'refunds'), 'data', length(data)) or has(refund_amounts, null) or arrayExists(at -> at < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or at >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), refund_times)
         or arrayExists(refund -> tidemark_text(refund.id) = '', data), 'bad_value:refunds',
         ''
     ) as reason

@@ -6,7 +6,7 @@ with parsed as (
         line_number,
         JSONExtract(
             line,
-            'Tuple(id Nullable(String), created_at Nullable(String), updated_at Nullable(String), cancelled_at Nullable(String), financial_status Nullable(String), test Nullable(Bool), currency Nullable(String), total_price Nullable(String), total_discounts Nullable(String), total_tax Nullable(String), total_price_set Tuple(shop_money Tuple(amount Nullable(String))), total_shipping_price_set Tuple(shop_money Tuple(amount Nullable(String))), landing_site Nullable(String), referring_site Nullable(String), email Nullable(String), contact_email Nullable(String), customer Tuple(id Nullable(String), email Nullable(String)), line_items Array(Tuple(quantity Nullable(String), price Nullable(String))), refunds Array(Tuple(id Nullable(String), created_at Nullable(String), processed_at Nullable(String), transactions Array(Tuple(kind Nullable(String), status Nullable(String), amount Nullable(String), currency Nullable(String))))))'
+            'Tuple(id Nullable(String), created_at Nullable(String), updated_at Nullable(String), cancelled_at Nullable(String), financial_status Nullable(String), test Nullable(Bool), currency Nullable(String), total_price Nullable(String), total_discounts Nullable(String), total_tax Nullable(String), total_shipping_price_set Tuple(shop_money Tuple(amount Nullable(String))), landing_site Nullable(String), referring_site Nullable(String), email Nullable(String), contact_email Nullable(String), customer Tuple(id Nullable(String), email Nullable(String)), line_items Array(Tuple(quantity Nullable(String), price Nullable(String))), refunds Array(Tuple(id Nullable(String), created_at Nullable(String), processed_at Nullable(String), transactions Array(Tuple(kind Nullable(String), status Nullable(String), amount Nullable(String), currency Nullable(String))))))'
         ) as o
     from {{ lines }}
 ),
@@ -26,7 +26,7 @@ fields as (
         ifNull(o.test, false) as is_test,
         upper(tidemark_text(o.currency)) as currency,
         tidemark_text(o.total_price) as total_text,
-        tidemark_amount(coalesce(o.total_price_set.shop_money.amount, o.total_price, '')) as total_or_null,
+        tidemark_amount(total_text) as total_or_null,
         tidemark_amount(coalesce(o.total_discounts, '0')) as discounts_or_null,
         tidemark_amount(coalesce(o.total_shipping_price_set.shop_money.amount, '0')) as shipping_or_null,
         tidemark_amount(coalesce(o.total_tax, '0')) as taxes_or_null,
@@ -115,8 +115,8 @@ select
         discounts_or_null is null, 'bad_value:total_discounts',
         shipping_or_null is null, 'bad_value:total_shipping_price_set',
         taxes_or_null is null, 'bad_value:total_tax',
-        has(prices, null) or has(quantities, null) or abs(gross) >= 1000000000000, 'bad_value:line_items',
-        has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or refund.2 >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
+        tidemark_is_bad_list(line, 'line_items', length(prices)) or has(prices, null) or has(quantities, null) or abs(gross) >= 1000000000000, 'bad_value:line_items',
+        tidemark_is_bad_list(line, 'refunds', length(all_refunds)) or has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or refund.2 >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
         ''
     ) as reason
 from classified

@@ -126,8 +126,8 @@ select
         discounts_or_null is null, 'bad_value:discount_total',
         shipping_or_null is null, 'bad_value:shipping_total',
         taxes_or_null is null, 'bad_value:total_tax',
-        has(subtotals, null) or has(quantities, null) or abs(gross) >= 1000000000000, 'bad_value:line_items',
-        has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or refund.2 >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
+        tidemark_is_bad_list(line, 'line_items', length(subtotals)) or has(subtotals, null) or has(quantities, null) or abs(gross) >= 1000000000000, 'bad_value:line_items',
+        tidemark_is_bad_list(line, 'refunds', length(all_refunds)) or has_bad_refund or arrayExists(refund -> refund.1 = '' or refund.2 < toDateTime64('2000-01-01 00:00:00', 6, 'UTC') or refund.2 >= toDateTime64('2100-01-01 00:00:00', 6, 'UTC'), all_refunds), 'bad_value:refunds',
         ''
     ) as reason
 from classified
