@@ -29,7 +29,7 @@ def load_files() -> dict[str, Any]:
 
 
 def _is_backfill(context: Any) -> bool:
-    return str(context["dag_run"].run_type) == "backfill"
+    return bool(context["dag_run"].run_type == "backfill")
 
 
 def _load(context: Any) -> Report:

@@ -67,6 +67,19 @@ def backfills(home: AirflowHome) -> list[Any]:
     return found
 
 
+def fill(home: AirflowHome, first: date, last: date) -> None:
+    """Airflow's backfill of some days, until it has ended."""
+    # Its range ends at midnight, and a day's run is at two.
+    end = str(last + timedelta(days=1))
+    home.airflow(
+        "backfill", "create", "--dag-id", "load", "--from-date", str(first), "--to-date", end,
+        "--max-active-runs", "2",
+    )  # fmt: skip
+    home.wait(
+        lambda: all(own["completed_at"] for own in backfills(home)), "the backfill does not end"
+    )
+
+
 def backfill_runs(home: AirflowHome) -> dict[str, str]:
     """The state of each run of Airflow's backfills, by its day."""
     runs = home.api("GET", "/dags/load/dagRuns?limit=100")["dag_runs"]
@@ -136,13 +149,7 @@ def test_a_gap_that_is_filled_leaves_no_trace(home: AirflowHome) -> None:
     assert figures(home, BY_AIRFLOW) != expected
 
     bring(home, BY_AIRFLOW, *gap)
-    home.airflow(
-        "backfill", "create", "--dag-id", "load", "--from-date", str(gap[0]), "--to-date",
-        str(gap[-1]), "--max-active-runs", "2",
-    )  # fmt: skip
-    home.wait(
-        lambda: all(own["completed_at"] for own in backfills(home)), "the backfill does not end"
-    )
+    fill(home, gap[0], gap[-1])
     assert backfill_runs(home) == dict.fromkeys(map(str, gap), "success")
     assert figures(home, BY_AIRFLOW) == expected
 
@@ -222,12 +229,7 @@ def test_a_backfill_of_purged_days_is_refused_and_names_the_recall(home: Airflow
     said = home.run("backfill", *where, check=False)
     assert "purged days stay as they are" in said
     assert recall in said
-    home.airflow(
-        "backfill", "create", "--dag-id", "load", "--from-date", str(OLD), "--to-date", str(OLD)
-    )
-    home.wait(
-        lambda: all(own["completed_at"] for own in backfills(home)), "the backfill does not end"
-    )
+    fill(home, OLD, OLD)
     assert backfill_runs(home)[str(OLD)] == "failed"
     (run,) = (
         run["dag_run_id"]
