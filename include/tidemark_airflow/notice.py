@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import BaseNotifier
+from airflow.sdk.exceptions import AirflowFailException
 
 _WEBHOOK_SECONDS = 10
 
@@ -60,6 +61,7 @@ def failure(context: Any) -> dict[str, Any]:
         "try": instance.try_number,
         "error": type(error).__name__ if isinstance(error, BaseException) else "killed",
     }
-    if isinstance(error, TidemarkError):
+    # The second is how the DAGs say that another try would change nothing.
+    if isinstance(error, TidemarkError | AirflowFailException):
         notice["message"] = str(error)
     return notice

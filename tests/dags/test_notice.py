@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from tidemark.errors import Refused
 from tidemark_airflow import traces
@@ -64,9 +65,14 @@ def test_a_failure_is_written_and_posted_without_values(
     notice.notify(context(Refused("the day lies in the future")))
     notice.notify(context(ValueError(f"cannot read {PERSON}")))
     notice.notify(context(None))
+    notice.notify(context(AirflowFailException("the gate refused: pixel_events")))
     found = notices(tmp_path)
-    assert [own["error"] for own in found] == ["Refused", "ValueError", "killed"]
-    assert found[0]["message"] == "the day lies in the future"
+    assert [own["error"] for own in found] == [
+        "Refused", "ValueError", "killed", "AirflowFailException",
+    ]  # fmt: skip
+    assert [own.get("message") for own in found] == [
+        "the day lies in the future", None, None, "the gate refused: pixel_events",
+    ]  # fmt: skip
     assert {own["dag"] for own in found} == {"load"}
     assert PERSON not in str(found)
     assert told == found
