@@ -31,7 +31,7 @@ lint: .venv/.installed  ## check style, types and SQL
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	PYTHONPATH=tests .venv/bin/python tests/lint_sql.py
 
-docs: .venv/.installed  ## build the dbt docs site
+docs: .venv/.installed  ## build the dbt docs site, and name it and the Data Docs
 	.venv/bin/tidemark docs
 
 bench: .venv/.installed  ## measure, print a table and keep it in bench/results/

@@ -291,11 +291,27 @@ def demo(as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def docs(as_json: JsonOption = False) -> None:
-    """Write the dbt docs site, lineage included, as one page that any browser opens."""
-    from tidemark import flows
+    """Write the dbt docs site, lineage included, as one page, and say where the Data Docs are."""
+    from tidemark import airflow_engine, flows
 
-    page = flows.docs(Settings.from_env())
-    emit({"page": str(page)}, lambda: print(page), as_json=as_json)
+    settings = Settings.from_env()
+    page = flows.docs(settings)
+    proofs = settings.expectations / "data_docs" / "index.html"
+    served = f"http://127.0.0.1:{settings.airflow_port}/retention"
+    is_up = any(state.answering for state in airflow_engine.status(settings))
+    pages = [("dbt docs", page, f"{served}/lineage")]
+    if proofs.is_file():
+        pages.append(("Data Docs", proofs, f"{served}/proofs/index.html"))
+
+    def human() -> None:
+        for name, file, address in pages:
+            print(f"{name}: {file}{f', and {address}' if is_up else ''}")
+
+    emit(
+        {"page": str(page), "data_docs": str(proofs) if proofs.is_file() else None},
+        human,
+        as_json=as_json,
+    )
 
 
 @workspace_app.command("add")

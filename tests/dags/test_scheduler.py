@@ -1,5 +1,6 @@
 """The DAGs on the real scheduler: files become marts, and no control of Airflow opens the gate."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -179,6 +180,21 @@ def test_a_person_lets_a_large_purge_go(home: AirflowHome) -> None:
     proof = text.split('href="proofs/validations/')[1].split('"')[0]
     found = home.fetch(f"/retention/proofs/validations/{proof}", cookie=home.token)
     assert found.status == 200
+
+
+def test_lineage_and_proofs_stand_beside_each_other(home: AirflowHome) -> None:
+    told = json.loads(home.run("docs", "--json"))
+    assert Path(told["data_docs"]).is_file()
+    for path, content in {
+        "/retention/lineage": b"summary_kpis_daily",
+        "/retention/proofs/index.html": b"Data Docs",
+    }.items():
+        answer = home.fetch(path, cookie=home.token)
+        assert answer.status == 200
+        assert content in answer.body
+    text = home.fetch("/retention/", cookie=home.token).body.decode()
+    assert 'href="lineage"' in text
+    assert 'href="proofs/index.html"' in text
 
 
 def test_a_late_file_rebuilds_its_day_and_no_other(home: AirflowHome) -> None:
