@@ -13,6 +13,7 @@ import pytest
 from airflow_home import AirflowHome, airflow_home
 from chromium import installed, page
 from deliveries import CANARY, deliver
+from tidemark import postgres
 
 # Starting Airflow and waiting for its scheduler takes minutes.
 pytestmark = pytest.mark.airflow
@@ -226,6 +227,48 @@ def test_airflow_keeps_nothing_of_a_person(home: AirflowHome) -> None:
     dump = home.api("GET", "/dags/~/dagRuns?limit=100")
     assert dump["dag_runs"]
     assert CANARY not in str(dump)
+
+
+def test_airflows_traces_go_with_their_window(home: AirflowHome) -> None:
+    settings = home.warehouse.settings
+    old = datetime.now(UTC) - timedelta(days=40)
+    logs = settings.airflow / "logs" / "dag_id=retention_nightly"
+    told = [path for path in (logs / "run_id=rejected").rglob("*") if path.is_file()]
+    assert told
+    for path in told:
+        os.utime(path, (old.timestamp(), old.timestamp()))
+    tables = ("dag_run", "task_instance", "task_instance_history", "xcom", "hitl_detail")
+
+    def kept() -> set[str]:
+        """The tables that hold something of the run."""
+        # The answer to a task goes with the task.
+        through = "join task_instance on task_instance.id = hitl_detail.ti_id"
+        with postgres.connect(settings, "airflow") as connection:
+            return {
+                table
+                for table in tables
+                for row in connection.execute(
+                    f"select count(*) as n from {table}"
+                    f" {through if table == 'hitl_detail' else ''} where run_id = 'rejected'"
+                )
+                if row["n"]
+            }
+
+    assert {"dag_run", "task_instance", "xcom", "hitl_detail"} <= kept()
+    with postgres.connect(settings, "airflow") as connection:
+        for table in ("dag_run", "task_instance", "task_instance_history"):
+            connection.execute(
+                f"update {table} set start_date = %s where run_id = 'rejected'", [old]
+            )
+        connection.execute("update xcom set timestamp = %s where run_id = 'rejected'", [old])
+    home.trigger("retention_nightly", "forgetful")
+    states = home.ended("retention_nightly", "forgetful")
+    assert states["forget_traces"] == "success", states
+    assert kept() == set()
+    assert not (logs / "run_id=rejected").exists()
+    # What is inside the window stays.
+    assert home.state("retention_nightly", "approved") == "success"
+    assert (logs / "run_id=approved").is_dir()
 
 
 @pytest.mark.skipif(installed() is None, reason="no Chromium is installed")
