@@ -20,11 +20,13 @@ Role = Literal["owner", "analyst"]
 
 CHUNK_BYTES = 1 << 20
 
-_ALWAYS = {
-    # Without it an error after the first rows arrives as text in the middle of a 200 response.
-    "wait_end_of_query": "1",
+# Without it an error after the first rows arrives as text in the middle of a 200 response.
+_WHOLE = {"wait_end_of_query": "1"}
+_ALWAYS: dict[Role, dict[str, str]] = {
     # A statement may name a hundred thousand workspaces; a server reads 256 KiB of text by default.
-    "max_query_size": str(1 << 28),
+    "owner": {**_WHOLE, "max_query_size": str(1 << 28)},
+    # Who may only read may change no setting.
+    "analyst": _WHOLE,
 }
 
 _LOGINS: dict[Role, tuple[str, str]] = {
@@ -356,7 +358,7 @@ def _post(
     }
     if content_encoding:
         headers["Content-Encoding"] = content_encoding
-    path = "/?" + urlencode({**_ALWAYS, **params})
+    path = "/?" + urlencode({**_ALWAYS[role], **params})
     try:
         try:
             connection.request("POST", path, body=iter(body), headers=headers, encode_chunked=True)
