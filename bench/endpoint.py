@@ -94,7 +94,7 @@ def trivial(daemon: Daemon, connection: Connection, turns: int) -> dict[str, flo
     for _ in range(turns):
         spent["engine"].append(timed(lambda: connection.text("select 1")))
         for name in wires:
-            spent[name].append(timed(lambda name=name: ask(name)))
+            spent[name].append(timed(partial(ask, name)))
     for wire in wires.values():
         wire.close()
     return {name: statistics.median(times) for name, times in spent.items()}

@@ -22,12 +22,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
-from rich.table import Table
 
-from bench.__main__ import RESULTS, Figure, as_dict, clock, home, mark
+from bench.__main__ import clock, home
 from bench.generate import generate_pixel
+from bench.report import Figure, keep
 from bench.retention import WORKSPACES, fill
 from tidemark import airflow_engine, gate, overrides, policy, postgres, retention, workspaces
 from tidemark.config import Settings
@@ -300,26 +299,11 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     figures = night(options.lines, console) + page(options.rows, console)
-    table = Table("figure", "value", "goal", "met")
-    for figure in figures:
-        table.add_row(figure.name, figure.value, figure.goal, mark(figure.met))
-    console.print(table)
-    cores = psutil.cpu_count()
-    lines = [f"| {f.name} | {f.value} | {f.goal} | {mark(f.met)} |" for f in figures]
     heading = (
-        f"# A night on the scheduler, and the page\n\nA shop with {options.lines:,} new pixel lines"
-        f" and as many of an old day that goes. On {cores} cores, in one run.\n"
+        f"A night on the scheduler, and the page: a shop with {options.lines:,} new pixel lines and"
+        " as many of an old day that goes"
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "nightly.md").write_text(
-        "\n".join([heading, "| figure | value | goal | met |", "|---|---|---|---|", *lines, ""]),
-        encoding="utf-8",
-    )
-    document = {
-        "lines": options.lines, "rows": options.rows, "cores": cores,
-        "figures": [as_dict(figure) for figure in figures],
-    }  # fmt: skip
-    (RESULTS / "nightly.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    keep(console, "nightly", heading, figures, lines=options.lines, rows=options.rows)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from datetime import date, timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def destroying(settings: Settings, rows: int) -> dict[str, float]:
             run("create or replace table bench.events as raw.pixel_events")
             run(f"alter table bench.events attach partition id '{DUE:%Y%m}' from bench.month")
             settle(settings)
-            taken.append(timed(lambda statement=statement: run(statement)))
+            taken.append(timed(partial(run, statement)))
         seconds[name] = statistics.median(taken)
     run("drop database bench sync")
     return seconds

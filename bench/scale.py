@@ -31,7 +31,7 @@ MICRO = 1e6
 
 def cpu_seconds(settings: Settings) -> float:
     """CPU seconds that this process and the home's engines have used until now."""
-    total = sum(psutil.Process().cpu_times()[:4])
+    total: float = sum(psutil.Process().cpu_times()[:4])
     for process in psutil.process_iter(["cmdline", "cpu_times"]):
         if str(settings.home) in " ".join(process.info["cmdline"] or []):
             total += sum(process.info["cpu_times"][:2])
