@@ -279,7 +279,8 @@ def test_the_page_in_a_browser(home: AirflowHome, tmp_path: Path) -> None:
         tab.call("Network.setCookie", name="_token", value=home.token, url=base)
         tab.dark(dark=False)
         tab.open(f"{base}/retention/")
-        assert tab.ask("document.querySelectorAll('#ladder ~ .scroll tbody tr').length") == 8
+        ladder = "document.querySelector('#ladder ~ .scroll').querySelectorAll('tbody tr').length"
+        assert tab.ask(ladder) == 8
         background = "getComputedStyle(document.body).backgroundColor"
         light = tab.ask(background)
         tab.picture(tmp_path / "light.png")
@@ -323,7 +324,9 @@ def test_the_page_in_a_browser(home: AirflowHome, tmp_path: Path) -> None:
             "[...document.querySelectorAll('a')].some(own => own.href.endsWith('/retention'))"
         )
         tab.open(f"{base}/plugin/retention")
-        tab.until("document.querySelector('iframe')?.contentDocument?.querySelector('#ladder')")
+        tab.until(
+            "Boolean(document.querySelector('iframe')?.contentDocument?.querySelector('#ladder'))"
+        )
         tab.picture(tmp_path / "framed.png")
     pictures = os.environ.get("TIDEMARK_TEST_PICTURES")
     if pictures:
