@@ -9,13 +9,13 @@
 
 {% macro create_pending_days() %}
     {% if execute and target.type == 'clickhouse' and flags.WHICH in ('run', 'build') %}
-        create table if not exists {{ pending_days() }}
+        create table if not exists {{ pending_days() }}{{ on_cluster() }}
         (
             workspace_id LowCardinality(String),
             measure_group LowCardinality(String),
             date_day Date
         )
-        engine = ReplacingMergeTree
+        engine = {{ replicated('ReplacingMergeTree', is_whole=true) }}
         order by (workspace_id, measure_group, date_day)
     {% endif %}
 {% endmacro %}
@@ -49,7 +49,7 @@
 {% macro empty_steps() %}
     {% if execute and target.type == 'clickhouse' and flags.WHICH in ('run', 'build') %}
         {% for node in graph.nodes.values() if node.config.get('meta', {}).get('is_step') %}
-            {% do run_query("truncate table if exists " ~ node.schema ~ "." ~ node.name) %}
+            {% do run_query("truncate table if exists " ~ node.schema ~ "." ~ local_name(node.name) ~ on_cluster()) %}
         {% endfor %}
     {% endif %}
 {% endmacro %}

@@ -21,7 +21,7 @@
             ~ " and match(name, '__(replace_days|snapshot_upsert|dbt_tmp|dbt_backup|dbt_new_data.*)$')"
         ) %}
         {% for orphan in orphans %}
-            {% do run_query("drop table if exists `" ~ orphan[0] ~ "`.`" ~ orphan[1] ~ "` sync") %}
+            {% do run_query("drop table if exists `" ~ orphan[0] ~ "`.`" ~ orphan[1] ~ "`" ~ on_cluster() ~ " sync") %}
         {% endfor %}
     {% endif %}
 {% endmacro %}

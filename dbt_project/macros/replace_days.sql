@@ -28,7 +28,9 @@
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
     {% if load_cached_relation(this) is none %}
-        {% do clickhouse__create_empty_table(False, target_relation, sql, config.get('contract').enforced) %}
+        {% set own_relation = local_relation(target_relation) %}
+        {% do clickhouse__create_empty_table(False, own_relation, sql, config.get('contract').enforced) %}
+        {% do distribute(target_relation, own_relation) %}
         {% do persist_docs(target_relation, model) %}
     {% else %}
         {% do get_assert_columns_equivalent(sql) %}
@@ -41,7 +43,8 @@
     {% else %}
         {% set months = replace_days_months() %}
         {% if months %}
-            {% do replace_days_swap(target_relation, replace_days_fill(target_relation, months), months) %}
+            {% do replace_days_fill(target_relation, months) %}
+            {% do replace_days_swap(target_relation, months) %}
         {% else %}
             {% call statement('main') %}select 'no day in scope'{% endcall %}
         {% endif %}
@@ -89,10 +92,12 @@
 
 
 {% macro replace_days_fill(target_relation, months) %}
-    {% set work_relation = make_temp_relation(target_relation, '__replace_days') %}
+    {% set work_relation = replace_days_work(target_relation) %}
+    {% set own_relation = replace_days_work(local_relation(target_relation)) %}
     {% do run_query(
-        "create or replace table " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " as " ~ target_relation
+        "create or replace table " ~ own_relation ~ " " ~ on_cluster() ~ " as " ~ local_relation(target_relation)
     ) %}
+    {% do distribute(work_relation, own_relation) %}
     {% call statement('main') %}
         {{ insert_rows(work_relation, sql) }}
     {% endcall %}
@@ -114,19 +119,29 @@
     {% call statement('kept_rows') %}
         {{ insert_rows(work_relation, kept_rows) }}
     {% endcall %}
-    {{ return(work_relation) }}
 {% endmacro %}
 
 
-{#- From 26.6 on, a month for which nothing is left is only cleared where this setting says so. -#}
-{% macro replace_days_swap(target_relation, work_relation, months) %}
+{% macro replace_days_work(relation) %}
+    {{ return(make_temp_relation(relation, '__replace_days')) }}
+{% endmacro %}
+
+
+{#-
+    Each shard swaps its own. From 26.6 on, a month for which nothing is left is only cleared where this setting says
+    so.
+-#}
+{% macro replace_days_swap(target_relation, months) %}
+    {% set own_relation = local_relation(target_relation) %}
     {% set changes = [] %}
     {% for month in months %}
-        {% do changes.append("replace partition id '" ~ month ~ "' from " ~ work_relation) %}
+        {% do changes.append("replace partition id '" ~ month ~ "' from " ~ replace_days_work(own_relation)) %}
     {% endfor %}
     {% do run_query(
-        "alter table " ~ target_relation ~ " " ~ on_cluster_clause(target_relation) ~ " " ~ changes | join(', ')
+        "alter table " ~ own_relation ~ " " ~ on_cluster() ~ " " ~ changes | join(', ')
         ~ (" settings allow_replace_partition_from_empty_source = 1" if adapter.is_at_or_after_version('26.6') else "")
     ) %}
-    {% do run_query("drop table " ~ work_relation ~ " " ~ on_cluster_clause(work_relation) ~ " sync") %}
+    {% for relation in [target_relation, own_relation] | unique %}
+        {% do run_query("drop table " ~ replace_days_work(relation) ~ " " ~ on_cluster() ~ " sync") %}
+    {% endfor %}
 {% endmacro %}

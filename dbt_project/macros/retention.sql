@@ -43,29 +43,34 @@
     {% if not permit['is_whole_partition'] or others > 0 %}
         {{ exceptions.raise_compiler_error("refused: not all rows of the partition are to go from " ~ table) }}
     {% endif %}
-    {% do run_query("alter table " ~ relation ~ " drop partition id " ~ partition) %}
+    {% do run_query("alter table " ~ retention_own(table) ~ " drop partition id " ~ partition) %}
 {% endmacro %}
 
 
 {#- Takes some rows of a partition: by a mutation that rewrites its parts, so that no byte stays behind a mask. -#}
 {% macro retention_delete_rows(plan_id, step_id, table) %}
     {% set permit = retention_permit(plan_id, step_id, table) %}
-    {% set relation = retention_relation(table) %}
     {% set partition = retention_literal(permit['partition_id']) %}
     {% do run_query(
-        "alter table " ~ relation ~ " delete"
+        "alter table " ~ retention_own(table) ~ " delete"
         ~ (" in partition id " ~ partition if permit['partition_id'] != 'all' else "")
         ~ " where " ~ permit['predicate']
         ~ " settings mutations_sync = 2, allow_nondeterministic_mutations = 1"
     ) %}
     {#- What the mutation replaced stays on the disk until something sweeps: dropping a month without rows does. -#}
-    {% do run_query("alter table " ~ relation ~ " drop partition id '190001'") %}
+    {% do run_query("alter table " ~ retention_own(table) ~ " drop partition id '190001'") %}
 {% endmacro %}
 
 
 {% macro retention_relation(table) %}
     {% set parts = table.split('.') %}
     {{ return("`" ~ parts[0] | replace('`', '') ~ "`.`" ~ parts[1] | replace('`', '') ~ "`") }}
+{% endmacro %}
+
+
+{#- The same as each shard has it, and where to change it. -#}
+{% macro retention_own(table) %}
+    {{ return(retention_relation(local_name(table)) ~ on_cluster()) }}
 {% endmacro %}
 
 

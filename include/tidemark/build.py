@@ -9,7 +9,9 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from tidemark import availability, clickhouse, frozen, overrides, policy, secrets_store
+from psycopg.conninfo import conninfo_to_dict
+
+from tidemark import availability, clickhouse, frozen, overrides, policy, postgres
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.postgres import Connection
@@ -206,8 +208,14 @@ def seed(settings: Settings) -> bool:
     if applied.unchanged and {row["name"] for row in tables}.issuperset(SEED_TABLES):
         return False
     dbt(settings, ["seed"])
+    topology = clickhouse.topology(settings)
+    for table in SEED_TABLES:
+        for statement in topology.synced(f"reference.{table}"):
+            clickhouse.execute(settings, statement)
     for name in ("source_hosts_lookup", "paid_mediums_lookup", "currencies_lookup"):
-        clickhouse.execute(settings, f"system reload dictionary reference.{name}")
+        clickhouse.execute(
+            settings, f"system reload dictionary{topology.on_cluster} reference.{name}"
+        )
     applied.note()
     return True
 
@@ -280,13 +288,14 @@ def dbt(
     settings: Settings,
     arguments: Sequence[str],
     *,
-    target: Literal["clickhouse", "postgres"] = "clickhouse",
+    target: Literal["postgres"] | None = None,
     manifest: "Manifest | None" = None,
     finished: Callable[[ModelRun], None] | None = None,
 ) -> list[ModelRun]:
     """Run dbt in this process.
 
     Args:
+        target: another than the warehouse.
         manifest: the parsed project, where the caller has it.
         finished: called with each node as it ends, from dbt's own threads.
 
@@ -348,7 +357,7 @@ def parse(settings: Settings) -> "Manifest":
     Raises:
         TidemarkError: dbt cannot read it.
     """
-    outcome = _invoke(settings, ["parse"], "clickhouse", None, lambda _: None)
+    outcome = _invoke(settings, ["parse"], None, None, lambda _: None)
     if not outcome.success or outcome.result is None:
         raise TidemarkError(f"dbt parse failed: {_first_lines(str(outcome.exception))}")
     return cast("Manifest", outcome.result)
@@ -357,7 +366,7 @@ def parse(settings: Settings) -> "Manifest":
 def _invoke(
     settings: Settings,
     arguments: Sequence[str],
-    target: str,
+    target: str | None,
     manifest: "Manifest | None",
     heard: Callable[[Any], None],
 ) -> "dbtRunnerResult":
@@ -368,7 +377,7 @@ def _invoke(
     options = [
         "--project-dir", str(settings.dbt_project),
         "--profiles-dir", str(settings.dbt_project),
-        "--target", target,
+        *(("--target", target) if target else ()),
         "--target-path", str(folder / "target"),
         "--log-path", str(settings.logs / "dbt"),
         # The caller tells what failed; stdout is for its own document.
@@ -391,16 +400,21 @@ def _first_lines(message: str) -> str:
 @contextmanager
 def environment(settings: Settings) -> Iterator[None]:
     """The profile's variables; dbt keeps those with this prefix out of its logs."""
+    warehouse = clickhouse.endpoint(settings)
+    store = conninfo_to_dict(postgres.url(settings))
     wanted = {
-        "TIDEMARK_CLICKHOUSE_PORT": str(settings.clickhouse_port),
-        "TIDEMARK_POSTGRES_PORT": str(settings.postgres_port),
+        "TIDEMARK_CLICKHOUSE_HOST": warehouse.host,
+        "TIDEMARK_CLICKHOUSE_PORT": str(warehouse.port),
+        "TIDEMARK_CLICKHOUSE_SECURE": str(warehouse.secure),
+        "TIDEMARK_CLICKHOUSE_USER": warehouse.user,
+        "DBT_ENV_SECRET_CLICKHOUSE_PASSWORD": warehouse.password,
+        "TIDEMARK_POSTGRES_HOST": str(store["host"]),
+        "TIDEMARK_POSTGRES_PORT": str(store.get("port", 5432)),
+        "TIDEMARK_POSTGRES_USER": str(store["user"]),
+        "TIDEMARK_POSTGRES_DATABASE": str(store["dbname"]),
+        "DBT_ENV_SECRET_POSTGRES_PASSWORD": str(store.get("password", "")),
         "TIDEMARK_CONTRACTS": "held" if models_unchanged(settings) else "ask",
-        "DBT_ENV_SECRET_CLICKHOUSE_PASSWORD": secrets_store.read_password(
-            settings.secrets, secrets_store.CLICKHOUSE_OWNER
-        ),
-        "DBT_ENV_SECRET_POSTGRES_PASSWORD": secrets_store.read_password(
-            settings.secrets, secrets_store.POSTGRES_OWNER
-        ),
+        **clickhouse.topology(settings).words,
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

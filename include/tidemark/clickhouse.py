@@ -4,14 +4,16 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from tidemark import secrets_store
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
+from tidemark.topology import ONE_MACHINE, Host, Topology
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -99,6 +101,57 @@ def endpoint(settings: Settings, role: Role = "owner") -> Endpoint:
     return Endpoint("127.0.0.1", settings.clickhouse_port, user, password)
 
 
+def topology(settings: Settings) -> Topology:
+    """Where tables lie; a cluster is asked for its hosts once in a process.
+
+    Raises:
+        TidemarkError: ClickHouse does not answer, or knows no such cluster.
+    """
+    return _asked(settings) if settings.clickhouse_cluster else ONE_MACHINE
+
+
+@cache
+def _asked(settings: Settings) -> Topology:
+    found = rows(
+        replace(settings, clickhouse_cluster=None),
+        "select shard_num, replica_num, host_name from system.clusters"
+        " where cluster = {cluster:String} order by shard_num, replica_num",
+        params={"param_cluster": settings.clickhouse_cluster or ""},
+    )
+    if not found:
+        raise TidemarkError(
+            f"ClickHouse knows no cluster {settings.clickhouse_cluster}: see"
+            " TIDEMARK_CLICKHOUSE_CLUSTER and the servers' remote_servers"
+        )
+    hosts = (Host(row["shard_num"], row["replica_num"], row["host_name"]) for row in found)
+    return Topology(settings.clickhouse_cluster or "", tuple(hosts))
+
+
+def hosts(settings: Settings) -> tuple[tuple[Host, Settings], ...]:
+    """Every host, and the settings with which statements reach it alone.
+
+    All listen on the port of the connection's URL, and know its login.
+
+    Raises:
+        TidemarkError: see `topology`.
+    """
+    own = topology(settings)
+    if not own.cluster:
+        return tuple((host, settings) for host in own.hosts)
+    target = endpoint(settings)
+    return tuple(
+        (
+            host,
+            replace(
+                settings,
+                clickhouse_cluster=None,
+                clickhouse_url=replace(target, host=host.name).url,
+            ),
+        )
+        for host in own.hosts
+    )
+
+
 def client(
     settings: Settings,
     role: Role = "owner",
@@ -133,7 +186,7 @@ def client(
             connect_timeout=10,
             send_receive_timeout=timeout,
             query_limit=0,
-            settings=query_settings,
+            settings={**topology(settings).settings, **query_settings},
         )
     except DriverError as error:
         raise _unreachable(target, str(error).strip().splitlines()[0]) from error
@@ -224,6 +277,8 @@ def insert_rows(
 ) -> None:
     """Insert a few rows of plain values, by name; nothing where there are none.
 
+    A table that each host has whole has them on every host afterwards.
+
     Args:
         params: HTTP parameters such as `session_id`.
 
@@ -233,21 +288,26 @@ def insert_rows(
     """
     if rows:
         body = "\n".join(json.dumps(row) for row in rows).encode()
-        stream_insert(settings, f"insert into {table} format JSONEachRow", [body], params=params)
+        wanted = {**topology(settings).written(table), **(params or {})}
+        stream_insert(settings, f"insert into {table} format JSONEachRow", [body], params=wanted)
 
 
 def apply_schema(settings: Settings) -> None:
     """Run `include/sql/clickhouse/*.sql` in order of their names; each can run any number of times.
 
+    On a cluster everything is made on every host.
+
     Raises:
         TidemarkError: a statement fails; the message names its file.
     """
+    own = topology(settings)
     for path in sorted((settings.sql / "clickhouse").glob("*.sql")):
-        for statement in split_statements(path.read_text(encoding="utf-8")):
-            try:
-                execute(settings, statement)
-            except ClickHouseError as error:
-                raise TidemarkError(f"{path.name} cannot be applied: {error}") from error
+        for text in split_statements(path.read_text(encoding="utf-8")):
+            for statement in own.made(text):
+                try:
+                    execute(settings, statement)
+                except ClickHouseError as error:
+                    raise TidemarkError(f"{path.name} cannot be applied: {error}") from error
 
 
 def literal(value: str | date) -> str:
@@ -358,7 +418,7 @@ def _post(
     }
     if content_encoding:
         headers["Content-Encoding"] = content_encoding
-    path = "/?" + urlencode({**_ALWAYS[role], **params})
+    path = "/?" + urlencode({**_ALWAYS[role], **topology(settings).settings, **params})
     try:
         try:
             connection.request("POST", path, body=iter(body), headers=headers, encode_chunked=True)

@@ -1050,17 +1050,20 @@ def _recalled_tables(settings: Settings, connection: Connection, own: Due) -> li
 
 
 def _partitions(settings: Settings, table: str, workspace_id: str, month: date) -> list[str]:
-    """Ids of a month's partitions, as far as parts of them lie on the disk, dead ones too."""
-    found = clickhouse.rows(
-        settings,
-        "select distinct partition_id as id from system.parts where database = 'recalled'"
-        " and table = {name:String} and partition = {partition:String}",
-        params={
-            "param_name": table.split(".")[1],
-            "param_partition": f"('{workspace_id}',{month:%Y%m})",
-        },
-    )
-    return [row["id"] for row in found]
+    """Ids of a month's partitions, as far as parts of them lie on a disk, dead ones too."""
+    found: dict[str, None] = {}
+    for _, host in clickhouse.hosts(settings):
+        rows = clickhouse.rows(
+            host,
+            "select distinct partition_id as id from system.parts where database = 'recalled'"
+            " and table = {name:String} and partition = {partition:String}",
+            params={
+                "param_name": table.split(".")[1],
+                "param_partition": f"('{workspace_id}',{month:%Y%m})",
+            },
+        )
+        found |= {row["id"]: None for row in rows}
+    return list(found)
 
 
 # -- where files lie -----------------------------------------------------------------------------

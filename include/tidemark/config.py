@@ -1,6 +1,7 @@
 """The one place that reads the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class Settings:
     debug: bool = False
     #: Told of failed runs; its address often holds a token.
     webhook: str | None = field(default=None, repr=False)
+    #: Under which the servers know the cluster; without a name ClickHouse is one server.
+    clickhouse_cluster: str | None = None
     clickhouse_url: str | None = field(default=None, repr=False)
     clickhouse_analyst_url: str | None = field(default=None, repr=False)
     postgres_url: str | None = field(default=None, repr=False)
@@ -88,6 +91,7 @@ class Settings:
             webhook=_url(env, "TIDEMARK_WEBHOOK", ("https", "http"), wanted=True),
             # `tidemark env` exports these names for other clients; a laptop must not take them for
             # its own connections, or one home's shell would reach into another home.
+            clickhouse_cluster=_cluster(env) if cluster else None,
             clickhouse_url=_url(env, "TIDEMARK_CLICKHOUSE_URL", ("http", "https"), wanted=cluster),
             clickhouse_analyst_url=_url(
                 env, "TIDEMARK_CLICKHOUSE_ANALYST_URL", ("http", "https"), wanted=cluster
@@ -191,6 +195,17 @@ def _port(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise UsageError(f"{name} must be a port from 1 to 65535, not {text!r}")
     return int(text)
+
+
+def _cluster(env: Mapping[str, str]) -> str | None:
+    text = env.get("TIDEMARK_CLICKHOUSE_CLUSTER") or None
+    # It stands in statements, and in paths of the servers' Keeper.
+    if text is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise UsageError(
+            "TIDEMARK_CLICKHOUSE_CLUSTER must be letters, digits and underscores, as the servers"
+            f" name their cluster, not {text!r}"
+        )
+    return text
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

@@ -97,10 +97,12 @@ def orphans(settings: Settings) -> tuple[Orphan, ...]:
     A build and a load sweep their own work tables when they begin; while neither runs there
     should be none.
     """
+    topology = clickhouse.topology(settings)
     rows = clickhouse.rows(
         settings,
         "select concat(database, '.', name) as name, ifNull(total_rows, 0) as row_count"
-        " from system.tables where database not in ('system', 'information_schema',"
+        f" from {topology.each_host('system.tables')}"
+        " where database not in ('system', 'information_schema',"
         " 'INFORMATION_SCHEMA') and engine not in ('View', 'Dictionary') order by name",
     )
     found = [
@@ -113,7 +115,7 @@ def orphans(settings: Settings) -> tuple[Orphan, ...]:
         for row in clickhouse.rows(
             settings,
             "select concat(database, '.', table, ' detached ', name) as name"
-            " from system.detached_parts order by name",
+            f" from {topology.each_host('system.detached_parts')} order by name",
         )
     ]
     return tuple(found)
@@ -135,8 +137,11 @@ def _standing(settings: Settings) -> dict[str, _Table]:
         " where tables.database not in ('system', 'information_schema', 'INFORMATION_SCHEMA',"
         " 'load') and not tables.is_temporary group by name",
     )
+    topology = clickhouse.topology(settings)
     return {
-        row["name"]: _Table(frozenset(row["columns"]), row["engine"] not in _WITHOUT_ROWS)
+        topology.logical(row["name"]): _Table(
+            frozenset(row["columns"]), row["engine"] not in _WITHOUT_ROWS
+        )
         for row in rows
         if not _WORK_TABLE.search(row["name"].split(".", 1)[1])
     }

@@ -1,5 +1,6 @@
 """A build in layers: each one dbt run of its own, so that a retry reruns only what failed."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -227,14 +228,20 @@ def _record(
 
 
 def _count_rows(settings: Settings, connection: Connection, build_id: int, layer: Layer) -> None:
+    topology = clickhouse.topology(settings)
     tables = clickhouse.rows(
         settings,
-        "select name, total_rows from system.tables where total_rows is not null"
+        "select name, total_rows, database"
+        f" from {topology.each_shard('system.tables')} where total_rows is not null"
         " and database in ('staging', 'intermediate', 'marts', 'retention', 'anonymised')",
     )
+    rows: Counter[str] = Counter()
+    for row in tables:
+        _, _, name = topology.logical(f"{row['database']}.{row['name']}").partition(".")
+        rows[name] += int(row["total_rows"])
     with connection.cursor() as cursor:
         cursor.executemany(
             "update control.build_models set rows = %s"
             " where build_id = %s and layer = %s and name = %s and node like 'model.%%'",
-            [(int(row["total_rows"]), build_id, layer, row["name"]) for row in tables],
+            [(count, build_id, layer, name) for name, count in rows.items()],
         )

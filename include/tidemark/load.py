@@ -442,6 +442,7 @@ class _Loader:
             )
         }
         self.overrides = overrides.in_force(connection, ladder)
+        self.topology = clickhouse.topology(settings)
 
     # -- which files ---------------------------------------------------------------------------
 
@@ -537,7 +538,13 @@ class _Loader:
             batch_id = int(row["batch_id"])
             # Before the commit: from then on a rerun takes the tables for finished.
             for table in tables:
-                self._run(f"alter table {_next(table)} modify comment 'load batch {batch_id}'")
+                # A comment is a host's own.
+                for _, host in clickhouse.hosts(self.settings):
+                    clickhouse.execute(
+                        host,
+                        f"alter table {self.topology.local(_next(table))}"
+                        f" modify comment 'load batch {batch_id}'",
+                    )
         self._publish(batch_id)
         return reports + [
             FileReport(
@@ -550,9 +557,14 @@ class _Loader:
         ]
 
     def sweep(self) -> None:
-        """Drop the work tables."""
-        for row in self._rows("select name from system.tables where database = 'load'"):
-            self._run(f"drop table if exists load.{clickhouse.identifier(row['name'])}")
+        """Drop the work tables, those too that an earlier run left on another host."""
+        for _, host in clickhouse.hosts(self.settings):
+            for row in clickhouse.rows(
+                host, "select name from system.tables where database = 'load'"
+            ):
+                clickhouse.execute(
+                    host, f"drop table if exists load.{clickhouse.identifier(row['name'])}"
+                )
 
     def _parse(
         self, batch: list[_Item], source: str, class_name: str, sql: _ClassSql, advance: Advance
@@ -838,17 +850,21 @@ class _Loader:
         """
         key = self._raw_expression(sql.key)
         version = self._raw_expression(sql.version)
-        bounds = "workspace_id in (select distinct workspace_id from load.stage)"
+        wide = self.topology.broadcast
+        bounds = f"workspace_id {wide}in (select distinct workspace_id from load.stage)"
         if data_class.versions == "first":
             # An event's key holds within its month.
             bounds += (
                 " and toYYYYMM(local_date)"
-                " in (select distinct toYYYYMM(local_date) from load.stage)"
+                f" {wide}in (select distinct toYYYYMM(local_date) from load.stage)"
             )
         self._run(
             "create table load.contested (row_key UInt128) engine = MergeTree order by row_key"
         )
-        parts = {"row_key": key, "version": version, "table": sql.standing, "bounds": bounds}
+        parts = {
+            "row_key": key, "version": version, "table": sql.standing, "bounds": bounds,
+            "broadcast": wide,
+        }  # fmt: skip
         self._run(self._template("contested", **parts))
         self._run(
             "create table load.fates (load_id UInt64, line_number UInt64, seq UInt64,"
@@ -899,15 +915,14 @@ class _Loader:
         own = self.overrides.get((workspace_id, class_name))
         return self.policy.classes[class_name].oldest_day(self.as_of, own) or date(1970, 1, 1)
 
-    @staticmethod
-    def _replaced(table: str, data_class: policy.DataClass) -> str:
+    def _replaced(self, table: str, data_class: policy.DataClass) -> str:
         """The rows of a raw table that go because a newer version came.
 
         A row of a day that can't be loaded stays: what comes now may not take its place there.
         """
         group = data_class.measures[table.removeprefix("raw.")]
         return (
-            "((load_id, line_number) in"
+            f"((load_id, line_number) {self.topology.broadcast}in"
             " (select load_id, line_number from load.fates where seq = 0 and is_replaced)"
             " and local_date >= transform(toString(workspace_id), {workspaces:Array(String)},"
             " {oldest:Array(Date)}, toDate(0))"
@@ -993,9 +1008,11 @@ class _Loader:
 
     def _prepare_table(self, table: str, rows: str, outdated: str, bounds: dict[str, str]) -> bool:
         columns = clickhouse.identifiers(self._columns(table))
-        target = _next(table)
-        self._run(f"create table {target} as {table}")
-        self._run(f"alter table {target} attach partition all from {table}")
+        target, on_cluster = _next(table), self.topology.on_cluster
+        own = f"{self.topology.local(target)}{on_cluster}"
+        for statement in self.topology.made_like(target, table):
+            self._run(statement)
+        self._run(f"alter table {own} attach partition all from {self.topology.local(table)}")
         touched = [
             row["partition_id"]
             for row in self._rows(
@@ -1004,7 +1021,7 @@ class _Loader:
             )
         ]
         for partition_id in touched:
-            self._run(f"alter table {target} drop partition id '{partition_id}'")
+            self._run(f"alter table {own} drop partition id '{partition_id}'")
             self._run(
                 f"insert into {target} ({columns}) select {columns} from {table}"
                 f" where _partition_id = '{partition_id}' and not ({outdated})",
@@ -1015,7 +1032,8 @@ class _Loader:
             _INSERT,
         ).summary
         if not touched and int(summary.get("written_rows", 0)) == 0:
-            self._run(f"drop table {target}")
+            for _, host in clickhouse.hosts(self.settings):
+                self._drop(host, target)
             return False
         return True
 
@@ -1034,24 +1052,10 @@ class _Loader:
             "select tables, results from control.load_batches where batch_id = %s", [batch_id]
         ).fetchone()
         assert row is not None
-        comment = f"load batch {batch_id}"
         for table in row["tables"]:
-            comments = {
-                f"{r['database']}.{r['name']}": r["comment"]
-                for r in self._rows(
-                    "select database, name, comment from system.tables"
-                    " where database in ('raw', 'load')"
-                )
-            }
-            # The comment travels with the table, so it says whether the exchange has happened.
-            if comments[table] != comment:
-                if comments.get(_next(table)) != comment:
-                    raise TidemarkError(
-                        f"{_next(table)} of load batch {batch_id} is gone although PostgreSQL has"
-                        " the batch as prepared: restore ClickHouse, or both stores, from a backup"
-                    )
-                self._run(f"exchange tables {_next(table)} and {table}")
-            self._run(f"drop table if exists {_next(table)}")
+            # Host by host: a queue of the cluster could run an exchange a second time.
+            for _, host in clickhouse.hosts(self.settings):
+                self._exchange(host, table, batch_id)
         with self.connection.transaction():
             self._enter(row["results"])
             with self.connection.cursor() as cursor:
@@ -1068,6 +1072,32 @@ class _Loader:
                 "update control.load_batches set status = 'done', done_at = %s where batch_id = %s",
                 [self.now, batch_id],
             )
+
+    def _exchange(self, host: Settings, table: str, batch_id: int) -> None:
+        """Let a host's next table take its place, where it has not yet."""
+        comment = f"load batch {batch_id}"
+        comments = {
+            f"{r['database']}.{r['name']}": r["comment"]
+            for r in clickhouse.rows(
+                host,
+                "select database, name, comment from system.tables"
+                " where database in ('raw', 'load')",
+            )
+        }
+        own, following = self.topology.local(table), self.topology.local(_next(table))
+        # The comment travels with the table, so it says whether the exchange has happened.
+        if comments[own] != comment:
+            if comments.get(following) != comment:
+                raise TidemarkError(
+                    f"{following} of load batch {batch_id} is gone although PostgreSQL has"
+                    " the batch as prepared: restore ClickHouse, or both stores, from a backup"
+                )
+            clickhouse.execute(host, f"exchange tables {following} and {own}")
+        self._drop(host, _next(table))
+
+    def _drop(self, host: Settings, table: str) -> None:
+        for statement in self.topology.drops(table):
+            clickhouse.execute(host, statement)
 
     def _enter(self, results: dict[str, Any]) -> None:
         """Add a batch's counts and days to the load ledger, in the caller's transaction."""

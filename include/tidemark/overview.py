@@ -262,8 +262,9 @@ class _Standing:
 
 def _standing(settings: Settings) -> dict[str, _Standing]:
     """From what the parts say of themselves: no row is read."""
+    topology = clickhouse.topology(settings)
     return {
-        row["name"]: _Standing(
+        topology.logical(row["name"]): _Standing(
             Span(date.fromisoformat(row["first"]), date.fromisoformat(row["last"])),
             int(row["row_count"]),
             int(row["size"]),
@@ -272,7 +273,8 @@ def _standing(settings: Settings) -> dict[str, _Standing]:
             settings,
             "select concat(database, '.', table) as name, min(min_date) as first,"
             " max(max_date) as last, sum(rows) as row_count, sum(bytes_on_disk) as size"
-            " from system.parts where active and rows > 0 and database in ('raw', 'marts')"
+            f" from {topology.each_shard('system.parts')}"
+            " where active and rows > 0 and database in ('raw', 'marts')"
             " and min_date > '1970-01-01' group by name",
         )
     }

@@ -18,6 +18,7 @@ from tidemark.clickhouse import identifier, identifiers, literal
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 from tidemark.postgres import Connection
+from tidemark.topology import ONE_MACHINE, Topology
 
 Action = Literal["drop_partition", "delete_rows"]
 
@@ -266,6 +267,7 @@ class State:
     holds: tuple[policy.Hold, ...]
     tables: dict[str, Table]
     standing: tuple[Standing, ...]
+    topology: Topology = ONE_MACHINE
 
 
 def observe(
@@ -289,7 +291,7 @@ def observe(
         for table in _tables_of(ladder.classes[name]):
             if table in tables:
                 standing += _standing(settings, ladder, name, tables[table], as_of, windows, holds)
-    return State(windows, holds, tables, tuple(standing))
+    return State(windows, holds, tables, tuple(standing), clickhouse.topology(settings))
 
 
 def due_classes(ladder: policy.Policy) -> tuple[str, ...]:
@@ -348,7 +350,8 @@ def _standing(
     statement = (
         f"select toString(toStartOfMonth({day})) as month, workspace_id,"
         f" {own_source} as own_source,"
-        f" {held_condition(ladder, name, table.name, holds)} as is_held,"
+        f" {held_condition(ladder, name, table.name, holds, clickhouse.topology(settings))}"
+        " as is_held,"
         f" count() as rows, min({day}) as first_day, max({day}) as last_day,"
         f" {fingerprint(table.columns)} as fingerprint,"
         f" [{', '.join(f'toString(sum({identifier(column)}))' for column in summed)}] as sums"
@@ -376,11 +379,18 @@ def _standing(
 
 
 def held_condition(
-    ladder: policy.Policy, name: str, table: str, holds: Sequence[policy.Hold]
+    ladder: policy.Policy,
+    name: str,
+    table: str,
+    holds: Sequence[policy.Hold],
+    topology: Topology = ONE_MACHINE,
 ) -> str:
     """SQL that holds for the rows of a table that a hold keeps.
 
     A subject's rows stay in raw; what was derived from them can be derived again.
+
+    Args:
+        topology: tells each host's own part of another table, where linked rows lie together.
     """
     whole = sorted(
         {
@@ -393,12 +403,16 @@ def held_condition(
     if whole:
         conditions.append(f"workspace_id in ({', '.join(map(literal, whole))})")
     if not _is_derived(table):
-        conditions += _subject_conditions(ladder, name, table, holds)
+        conditions += _subject_conditions(ladder, name, table, holds, topology)
     return f"({' or '.join(conditions)})" if conditions else "false"
 
 
 def _subject_conditions(
-    ladder: policy.Policy, name: str, table: str, holds: Sequence[policy.Hold]
+    ladder: policy.Policy,
+    name: str,
+    table: str,
+    holds: Sequence[policy.Hold],
+    topology: Topology,
 ) -> Iterator[str]:
     if not any(hold.is_of_subject and hold.data_class in (None, name) for hold in holds):
         return
@@ -418,19 +432,25 @@ def _subject_conditions(
     if link is not None:
         keys = ", ".join(identifier(column) for column in ("workspace_id", *link.columns))
         for other in link.tables:
-            yield f"({keys}) in (select {keys} from {other} where {' or '.join(people(other))})"
+            yield (
+                f"({keys}) in (select {keys} from {topology.local(other)}"
+                f" where {' or '.join(people(other))})"
+            )
 
 
 def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:
     wanted = {table for name in due_classes(ladder) for table in _tables_of(ladder.classes[name])}
+    topology = clickhouse.topology(settings)
+    # Of tables that are cut, what holds the rows tells their keys.
+    named = {topology.local(table): table for table in wanted}
     keys = {
-        row["name"]: row["partition_key"]
+        named[row["name"]]: row["partition_key"]
         for row in clickhouse.rows(
             settings,
             "select concat(database, '.', name) as name, partition_key from system.tables"
             " where database in ('raw', 'intermediate', 'marts')",
         )
-        if row["name"] in wanted
+        if row["name"] in named
     }
     columns: dict[str, list[str]] = defaultdict(list)
     for row in clickhouse.rows(
@@ -439,7 +459,7 @@ def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:
         " from system.columns where database in ('raw', 'intermediate', 'marts')"
         " order by table, position",
     ):
-        table = row["table"]
+        table = named.get(row["table"])
         if table in keys and not row["type"].startswith("AggregateFunction"):
             known = ladder.columns.get(table, {}).get(row["name"])
             is_measure = known is not None and known.kind == "measure"
@@ -449,10 +469,11 @@ def _tables(settings: Settings, ladder: policy.Policy) -> dict[str, Table]:
     for row in clickhouse.rows(
         settings,
         "select concat(database, '.', table) as table, partition_id, sum(rows) as rows"
-        " from system.parts where active and database in ('raw', 'intermediate', 'marts')"
+        f" from {topology.each_shard('system.parts')}"
+        " where active and database in ('raw', 'intermediate', 'marts')"
         " group by table, partition_id",
     ):
-        partitions[row["table"]][row["partition_id"]] = int(row["rows"])
+        partitions[topology.logical(row["table"])][row["partition_id"]] = int(row["rows"])
     return {
         name: Table(
             name,
@@ -617,7 +638,7 @@ def _step(
         own_rows = _own_condition(ladder, name, table)
         if own_rows != "true":
             predicate += f" and {own_rows}"
-        held = held_condition(ladder, name, table, state.holds)
+        held = held_condition(ladder, name, table, state.holds, state.topology)
         if held != "false":
             predicate += f" and not {held}"
         targets.append(

@@ -13,13 +13,14 @@ from datetime import date, datetime, timedelta
 from typing import Any, LiteralString, Protocol
 
 from tidemark import build as building
-from tidemark import clickhouse, cold, coverage, ledger, policy
+from tidemark import clickhouse, cold, coverage, ledger, policy, replicas
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
 from tidemark.keys import Keyring
 from tidemark.plan import Plan, Step, Target
 from tidemark.postgres import Connection
+from tidemark.topology import Topology
 
 #: Seconds to wait for a mutation that an earlier run left behind, and for the bytes to go.
 PATIENCE = 3600.0
@@ -71,6 +72,14 @@ class Door:
     project: building.Project
     clock: Callable[[], datetime]
     note: Callable[[str], None] = lambda _line: None
+
+    @property
+    def _topology(self) -> Topology:
+        return clickhouse.topology(self.settings)
+
+    @property
+    def _hosts(self) -> replicas.Hosts:
+        return clickhouse.hosts(self.settings)
 
     # -- what the command line and the DAGs call ---------------------------------------------------
 
@@ -294,7 +303,7 @@ class Door:
             self._destroy(begun["plan_id"], step, target)
             self._mark(step, f"{target.table} is clean")
         self._forget_permits(step)
-        left = self._left(step)
+        left = self._left(step, PATIENCE)
         if left:
             raise TidemarkError(f"the purge left something behind: {'; '.join(left)}")
         changed = self._changed(step, begun["aggregates"])
@@ -347,26 +356,17 @@ class Door:
 
     def _compare(self, step: Step) -> None:
         for target in step.targets:
-            rows, fingerprint, others = self._standing(target)
-            if (rows, fingerprint) != (target.rows, target.fingerprint):
+            found = self._standing(target)
+            if (found.rows, found.fingerprint) != (target.rows, target.fingerprint):
                 raise Refused(
                     f"{target.table} {target.partition} changed since the plan:"
-                    f" {rows} rows stand there, {target.rows} were planned: plan again"
+                    f" {found.rows} rows stand there, {target.rows} were planned: plan again"
                 )
-            if target.whole_partition and others:
+            if target.whole_partition and found.others:
                 raise Refused(f"{target.table} {target.partition} has rows that stay: plan again")
 
-    def _standing(self, target: Target) -> tuple[int, str, int]:
-        """Rows to go, their fingerprint, and the rows of the partition that stay."""
-        partition = f"_partition_id = {clickhouse.literal(target.partition)}"
-        (row,) = clickhouse.rows(
-            self.settings,
-            f"select countIf({target.predicate}) as rows,"
-            f" {planning.fingerprint(target.columns, target.predicate)} as fingerprint,"
-            f" countIf(not ({target.predicate})) as others"
-            f" from {target.table} where {'true' if target.partition == 'all' else partition}",
-        )
-        return int(row["rows"]), row["fingerprint"], int(row["others"])
+    def _standing(self, target: Target) -> replicas.Standing:
+        return replicas.standing(self._hosts, self._topology, target)
 
     def _wait_for_raw(self, step: Step) -> None:
         """A mart goes after the raw rows that it is proven by."""
@@ -448,14 +448,16 @@ class Door:
             return
         named = ", ".join(clickhouse.literal(measure) for measure in measures)
         columns = "workspace_id, class, local_date, currency, row_count, distinct_ids, money"
+        table = "retention.purged_coverage"
         # Days that closed before keep what was known of them then: their facts are gone.
         clickhouse.execute(
             self.settings,
-            f"insert into retention.purged_coverage ({columns}, step_id)"
+            f"insert into {table} ({columns}, step_id)"
             f" select {columns}, {clickhouse.literal(step.step_id)} from retention.coverage"
             f" where class in ({named}) and {step.predicate('local_date')}"
             " and (workspace_id, class, local_date) not in"
-            " (select workspace_id, class, local_date from retention.purged_coverage)",
+            f" (select workspace_id, class, local_date from {table})",
+            params=self._topology.written(table),
         )
 
     def _anonymise(self, step: Step) -> None:
@@ -474,16 +476,17 @@ class Door:
     # -- destroying --------------------------------------------------------------------------------
 
     def _destroy(self, plan_id: str, step: Step, target: Target) -> None:
-        self._wait_for_mutations(target.table)
-        rows, fingerprint, others = self._standing(target)
-        if rows == 0:
+        # A killed run may have left a mutation at work.
+        replicas.settle(self._hosts, self._topology, target.table, PATIENCE)
+        found = self._standing(target)
+        if found.rows == 0:
             return
-        if rows > target.rows:
+        if found.rows > target.rows:
             raise Refused(
                 f"{target.table} {target.partition} grew behind a closed step:"
-                f" {rows} rows stand there, {target.rows} were planned"
+                f" {found.rows} rows stand there, {target.rows} were planned"
             )
-        whole = others == 0 and target.partition != "all"
+        whole = found.others == 0 and target.partition != "all"
         permit = {
             "plan_id": plan_id,
             "step_id": step.step_id,
@@ -491,9 +494,9 @@ class Door:
             "partition_id": target.partition,
             "predicate": target.predicate,
             "is_whole_partition": whole,
-            "row_count": rows,
+            "row_count": found.rows,
             "hashed_columns": clickhouse.identifiers(target.columns),
-            "fingerprint": fingerprint,
+            "fingerprint": found.fingerprint,
             "expires_at": int(time.time()) + 60 * self.ladder.purge.permit_minutes,
         }
         self._forget_permits(step)
@@ -510,52 +513,20 @@ class Door:
             f" where step_id = {clickhouse.literal(step.step_id)} settings mutations_sync = 2",
         )
 
-    def _wait_for_mutations(self, table: str) -> None:
-        """A killed run may have left one at work; `is_done` is no proof, so count after."""
-        database, name = table.split(".")
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            found = clickhouse.rows(
-                self.settings,
-                "select mutation_id, latest_fail_reason from system.mutations where not is_done"
-                f" and database = {clickhouse.literal(database)}"
-                f" and table = {clickhouse.literal(name)}",
-            )
-            if not found:
-                return
-            failed = [row for row in found if row["latest_fail_reason"]]
-            if failed or time.monotonic() > deadline:
-                raise TidemarkError(
-                    f"mutation {found[0]['mutation_id']} of {table} does not end;"
-                    " see system.mutations"
-                )
-            time.sleep(0.2)
-
     # -- reading again -----------------------------------------------------------------------------
 
-    def _left(self, step: Step) -> list[str]:
-        problems = []
+    def _left(self, step: Step, patience: float = 0.0) -> list[str]:
+        """What is left of a step anywhere; replicas take seconds or minutes to sweep old parts."""
+        deadline = time.monotonic() + patience
+        problems: list[str] = []
         for target in step.targets:
-            # A condition on columns: a bare count would be answered from metadata.
-            (row,) = clickhouse.rows(
-                self.settings,
-                f"select count() as rows from {target.table} where {target.predicate}",
-            )
-            if row["rows"]:
-                problems.append(
-                    f"{row['rows']} rows of {target.table} {target.partition} still stand"
-                )
-            database, name = target.table.split(".")
-            parts = clickhouse.rows(
-                self.settings,
-                "select name, active from system.parts"
-                f" where database = {clickhouse.literal(database)}"
-                f" and table = {clickhouse.literal(name)}"
-                f" and partition_id = {clickhouse.literal(target.partition)}",
-            )
-            dead = [part["name"] for part in parts if not part["active"]]
-            if dead:
-                problems.append(f"{len(dead)} old parts of {target.table} still lie on the disk")
+            problems += replicas.left(self._hosts, self._topology, target)
+            while True:
+                dead = list(replicas.dead(self._hosts, self._topology, target))
+                if not dead or problems or time.monotonic() >= deadline:
+                    break
+                time.sleep(0.2)
+            problems += dead
         return problems
 
     def _aggregates(self, step: Step) -> dict[str, dict[str, str]]:
@@ -640,7 +611,8 @@ def aggregates(
             for row in clickhouse.rows(
                 settings,
                 "select name, type, is_in_sorting_key from system.columns"
-                f" where concat(database, '.', table) = {clickhouse.literal(table)}",
+                " where concat(database, '.', table) ="
+                f" {clickhouse.literal(clickhouse.topology(settings).local(table))}",
             )
         }
         own = sorted(name for name in wanted if name in types)

@@ -267,8 +267,11 @@ class _Recall:
         columns = _columns(files)
         work = f"load.recalled_{table.split('.')[1]}"
         target = self._ready(table, columns)
-        self._run(f"drop table if exists {work} sync")
-        self._run(f"create table {work} as {target}")
+        topology = clickhouse.topology(self.settings)
+        drop = f"drop table if exists {work}{topology.on_cluster} sync"
+        self._run(drop)
+        for statement in topology.made_like(work, target):
+            self._run(statement)
         try:
             names = ", ".join(identifier(column.name) for column in columns)
             is_erased = self._is_erased(table, columns, session)
@@ -302,7 +305,7 @@ class _Recall:
                 )
             self._publish(work, target)
         finally:
-            self._run(f"drop table if exists {work} sync")
+            self._run(drop)
         return int(wanted["kept"]), int(wanted["erased"])
 
     def _is_erased(self, table: str, columns: Sequence[Column], session: dict[str, str]) -> str:
@@ -325,10 +328,11 @@ class _Recall:
             with relation as (people, names):
                 subjects = [subject for subject in self.data_class.subjects if subject in names]
                 for key in (key for key in keys if key in names and subjects):
+                    wide = clickhouse.topology(self.settings).broadcast
                     self._run(
                         f"insert into tidemark_erased_links select {identifier(key)}"
                         f" from ({people}) where workspace_id = {literal(self.workspace_id)}"
-                        f" and ({_any_of(subjects, 'tidemark_erased')})",
+                        f" and ({_any_of(subjects, 'tidemark_erased', wide)})",
                         {**session, **cold.READING},
                     )
         return _any_of(keys, "tidemark_erased_links")
@@ -363,13 +367,14 @@ class _Recall:
         target = recalled(table)
         day = identifier(self.data_class.day)
         described = ", ".join(f"{identifier(own.name)} {own.type}" for own in columns)
-        self._run(
+        for statement in clickhouse.topology(self.settings).made(
             f"create table if not exists {target} ({described}, {_EXPIRES} DateTime('UTC')"
             " comment 'When the rows are due to go again')"
             f" engine = MergeTree partition by (workspace_id, toYYYYMM({day}))"
             f" order by (workspace_id, {day})"
             " comment 'Cold rows brought back for a while, without personal columns'"
-        )
+        ):
+            self._run(statement)
         types = {
             row["name"]: row["type"]
             for row in self._rows(
@@ -403,9 +408,11 @@ class _Recall:
         return clickhouse.rows(self.settings, query, params=params)
 
 
-def _any_of(columns: Sequence[str], erased: str) -> str:
+def _any_of(columns: Sequence[str], erased: str, wide: str = "") -> str:
     """SQL that holds where one of the columns is in the only column of a table."""
-    return " or ".join(f"{identifier(column)} in (select * from {erased})" for column in columns)
+    return " or ".join(
+        f"{identifier(column)} {wide}in (select * from {erased})" for column in columns
+    )
 
 
 def _columns(files: Sequence[ColdFile]) -> list[Column]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tidemark import clickhouse
 from tidemark.config import Settings
 from tidemark.errors import UsageError
+from tidemark.topology import ONE_MACHINE, Topology
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -238,7 +239,7 @@ def _device_type(user_agent: str, os_name: str, os: str) -> str:
 # A dictionary's own source is its server's default user; the lifetime is nil because `load_geo`
 # reloads it.
 _GEO_TABLE = """
-create table {name}
+create table reference.geo_prefixes_new
 (
     prefix String comment 'CIDR, IPv4 or IPv6',
     country LowCardinality(String) comment 'ISO 3166-1 alpha-2'
@@ -329,10 +330,12 @@ def _mmdb_country(record: object) -> str:
 
 def refresh_geo(settings: Settings) -> bool:
     """Bring the IP database of the settings into ClickHouse; see `load_geo`."""
-    return load_geo(clickhouse.client(settings), settings.geo or DEFAULT_GEO)
+    return load_geo(
+        clickhouse.client(settings), settings.geo or DEFAULT_GEO, clickhouse.topology(settings)
+    )
 
 
-def load_geo(client: "Client", path: Path) -> bool:
+def load_geo(client: "Client", path: Path, topology: Topology = ONE_MACHINE) -> bool:
     """Fill `reference.geo_prefixes` and the dictionary `reference.geo` from an IP database.
 
     Does nothing where the table already holds this very file (by SHA-256, kept in the table's
@@ -350,12 +353,16 @@ def load_geo(client: "Client", path: Path) -> bool:
     current = client.query(
         "select comment from system.tables where database = 'reference' and name = 'geo_prefixes'",
     ).result_rows
+    on_cluster = topology.on_cluster
+    dictionary = topology.made(_GEO_DICTIONARY)
     if current and current[0][0] == comment:
-        client.command(_GEO_DICTIONARY)
+        for statement in dictionary:
+            client.command(statement)
         return False
 
-    client.command("drop table if exists reference.geo_prefixes_new")
-    client.command(_GEO_TABLE.format(name="reference.geo_prefixes_new", comment=comment))
+    client.command(f"drop table if exists reference.geo_prefixes_new{on_cluster}")
+    for statement in topology.made(_GEO_TABLE.format(comment=comment)):
+        client.command(statement)
     client.raw_insert(
         "reference.geo_prefixes_new",
         column_names=["prefix", "country"],
@@ -363,12 +370,17 @@ def load_geo(client: "Client", path: Path) -> bool:
         fmt="CSV",
     )
     if current:
-        client.command("exchange tables reference.geo_prefixes_new and reference.geo_prefixes")
-        client.command("drop table reference.geo_prefixes_new")
+        client.command(
+            f"exchange tables reference.geo_prefixes_new and reference.geo_prefixes{on_cluster}"
+        )
+        client.command(f"drop table reference.geo_prefixes_new{on_cluster}")
     else:
-        client.command("rename table reference.geo_prefixes_new to reference.geo_prefixes")
-    client.command(_GEO_DICTIONARY)
-    client.command("system reload dictionary reference.geo")
+        client.command(
+            f"rename table reference.geo_prefixes_new to reference.geo_prefixes{on_cluster}"
+        )
+    for statement in (*topology.synced("reference.geo_prefixes"), *dictionary):
+        client.command(statement)
+    client.command(f"system reload dictionary{on_cluster} reference.geo")
     return True
 
 

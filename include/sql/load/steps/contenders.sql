@@ -18,6 +18,6 @@ contenders as (
         toUInt64(0) as seq,
         ({{ version }}, known.delivery_date, files.name_rank, known.line_number) as version
     from {{ table }} as known
-    left join load.files as files on known.load_id = files.load_id
-    where {{ bounds }} and row_key in (select row_key from load.contested)
+    {{ broadcast }}left join load.files as files on known.load_id = files.load_id
+    where {{ bounds }} and row_key {{ broadcast }}in (select row_key from load.contested)
 )

@@ -7,4 +7,4 @@ having count() > 1
 union distinct
 select {{ row_key }} as row_key
 from {{ table }}
-where {{ bounds }} and row_key in (select row_key from load.stage)
+where {{ bounds }} and row_key {{ broadcast }}in (select row_key from load.stage)
