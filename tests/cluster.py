@@ -80,14 +80,14 @@ class Replica:
     def name(self) -> str:
         return f"127.0.0.{self.number}"
 
-    def ask(self, statement: str, body: bytes = b"") -> bytes:
+    def ask(self, statement: str, body: bytes = b"", **more: str) -> bytes:
         """Run a statement on its engine, past the gate."""
         connection = http.client.HTTPConnection("127.0.0.1", self.engine, timeout=600)
         user, password = self.login
         try:
             connection.request(
                 "POST",
-                f"/?{urlencode({'query': statement})}",
+                f"/?{urlencode({'query': statement, **more})}",
                 body,
                 {"X-ClickHouse-User": user, "X-ClickHouse-Key": password},
             )

@@ -3,7 +3,7 @@
 Names come from the declaration and are quoted; the SQL grants rights to roles and makes no login.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 import yaml
@@ -15,6 +15,7 @@ from tidemark.clickhouse import identifier, literal
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.postgres import connect
+from tidemark.topology import Topology
 
 #: The role whose members see the rows of their own workspaces alone.
 WORKSPACE_ANALYST = "workspace_analyst"
@@ -140,7 +141,7 @@ def clickhouse(declaration: Declaration, cluster: str | None = None) -> Iterator
             f" settings profile {literal(f'tidemark_{rights.profile}')}"
         )
         for right, privileges in _PRIVILEGES.items():
-            for relation in getattr(rights, right):
+            for relation in _everywhere(getattr(rights, right), cluster):
                 yield f"grant{everywhere} {privileges} on {_place(relation)} to {identifier(name)}"
         for right in rights.use:
             yield f"grant{everywhere} {right} on *.* to {identifier(name)}"
@@ -156,7 +157,7 @@ def clickhouse(declaration: Declaration, cluster: str | None = None) -> Iterator
                 f"create quota or replace {identifier(name)}{everywhere}"
                 f" keyed by user_name for interval 1 hour max {limits} to {identifier(name)}"
             )
-        for relation in rights.own_rows:
+        for relation in _everywhere(rights.own_rows, cluster):
             place = _place(relation)
             yield (
                 f"create row policy or replace {identifier('own_workspace')}{everywhere} on {place}"
@@ -168,6 +169,16 @@ def clickhouse(declaration: Declaration, cluster: str | None = None) -> Iterator
                 f"create row policy or replace {identifier('every_workspace')}{everywhere}"
                 f" on {place} using true to all except {identifier(name)}"
             )
+
+
+def _everywhere(relations: Iterable[str], cluster: str | None) -> Iterator[str]:
+    """Relations, and beside a table that is cut what each host has of it: a reader reads both."""
+    topology = Topology(cluster or "")
+    for relation in relations:
+        yield relation
+        own = topology.local(relation)
+        if own != relation and not relation.endswith("*"):
+            yield own
 
 
 def clickhouse_analyst(login: str, workspace_id: str, cluster: str | None = None) -> Iterator[str]:

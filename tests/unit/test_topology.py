@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tidemark import clickhouse, policy, topology
+from tidemark import clickhouse, policy, roles, topology
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.topology import ONE_MACHINE, Host, Topology
@@ -160,3 +160,18 @@ def test_a_cluster_has_a_plain_name() -> None:
         Settings.from_env({**env, "TIDEMARK_CLICKHOUSE_CLUSTER": "eu`west"})
     laptop = Settings.from_env({"TIDEMARK_CLICKHOUSE_CLUSTER": "eu_west"})
     assert laptop.clickhouse_cluster is None
+
+
+def test_rights_hold_on_each_host() -> None:
+    declaration = roles.read(Settings.from_env({}))
+    own = "create row policy or replace `own_workspace`"
+    alone = [text for text in roles.clickhouse(declaration) if text.startswith(own)]
+    assert len(alone) > 3
+    assert not [text for text in alone if "_local" in text]
+    on_hosts = list(roles.clickhouse(declaration, "tidemark"))
+    where = " on cluster `tidemark` on `raw`.`quarantine_local` using workspace_id ="
+    assert [text for text in on_hosts if text.startswith(own + where)]
+    assert [text for text in on_hosts if " select on `raw`.`quarantine_local` to " in text]
+    assert [
+        text for text in on_hosts if text.startswith(f"{own} on cluster `tidemark` on `marts`.*")
+    ]
