@@ -46,12 +46,10 @@ _WRITTEN = re.compile(
     r"(?:insert into|alter table|truncate table(?: if exists)?)\s+(?P<name>[\w.`]+)",
     re.IGNORECASE | re.DOTALL,
 )
-_EXCHANGED = re.compile(r"(?:exchange|rename) tables? ", re.IGNORECASE)
-_ALTERED = re.compile(r"\s*(?:/\*.*?\*/\s*)?alter table", re.IGNORECASE | re.DOTALL)
-_MOVED = re.compile(
-    r"(?P<verb>exchange tables|rename table) (?P<one>[\w.`]+) (?:and|to) (?P<other>[\w.`]+)",
-    re.IGNORECASE,
+_DROPPED = re.compile(
+    r"\s*(?:/\*.*?\*/\s*)?drop table (?:if exists )?(?P<name>[\w.`]+)", re.IGNORECASE | re.DOTALL
 )
+_MOVED = re.compile(r"\s*(?:/\*.*?\*/\s*)?(?:exchange|rename) table", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,10 @@ class Replica:
     #: The port of its engine.
     engine: int
     login: tuple[str, str]
-    #: lags: nothing new reaches it; refuses: it answers no question that is asked of it by itself;
-    #: is down; lies: it says that it made a change of rows and has not.
+    #: It refuses every statement, is down, or lies: it says it has what was written, and has not.
     fault: str = ""
+    #: Tables that were written since it was asked last.
+    behind: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -122,11 +121,6 @@ class Cluster:
 
     # -- what a cluster does -----------------------------------------------------------------------
 
-    def take(self, replica: Replica, statement: str, parameters: Mapping[str, str]) -> list[str]:
-        """Take a statement down; what the engines of the others have to run as well."""
-        self.sent.append(Sent(replica.number, statement, dict(parameters)))
-        return [statement] if _ON_CLUSTER.search(statement) else []
-
     def rewritten(self, statement: str) -> str:
         """What one engine runs instead."""
         self._note(statement)
@@ -167,19 +161,27 @@ class Cluster:
         if "Replicated" in statement or (like and _plain(like["other"]) in self.replicated):
             self.replicated.add(_plain(created["name"]))
 
-    def carry(self, statement: str, source: Replica) -> None:
-        """Carry what a statement wrote to the other replicas."""
+    def wrote(self, statement: str) -> None:
+        """Note what the seat wrote: the others have it when they are asked next."""
+        dropped = _DROPPED.match(statement)
         written = _WRITTEN.match(statement)
-        if written is None:
-            return
-        name = _plain(written["name"])
-        name = self.distributed.get(name, name)
-        if name not in self.replicated:
-            return
-        with self.lock:
-            rows = source.ask(f"select * from {name} format Native")
+        if dropped is not None:
             for other in self.replicas:
-                if other is not source and not other.fault:
+                other.behind.discard(_plain(dropped["name"]))
+        elif written is not None and "modify comment" not in statement:
+            name = _plain(written["name"])
+            name = self.distributed.get(name, name)
+            if name in self.replicated:
+                for other in self.replicas[1:]:
+                    other.behind.add(name)
+
+    def catch_up(self) -> None:
+        """Bring what was written to every replica that is well."""
+        with self.lock:
+            for other in self.replicas:
+                while other.behind and not other.fault:
+                    name = other.behind.pop()
+                    rows = self.seat.ask(f"select * from {name} format Native")
                     other.ask(f"truncate table {name}")
                     if rows:
                         other.ask(f"insert into {name} format Native", rows)
@@ -231,27 +233,34 @@ class _Gate(BaseHTTPRequestHandler):
         if not statement:
             self._answer(*self._forward(replica, self.path, body))
             return
-        everywhere = bool(cluster.take(replica, statement, parameters))
+        cluster.sent.append(Sent(replica.number, statement, parameters))
         text = cluster.rewritten(statement)
         if in_url:
             path, data = f"{parts.path}?{urlencode({**parameters, 'query': text})}", body
         else:
             path, data = self.path, text.encode()
-        if everywhere:
-            with cluster.lock:
-                others = [own for own in cluster.replicas if own is not replica]
-                answer = self._forward(replica, path, data)
-                for other in others if answer[0] == 200 else []:
-                    if other.fault == "down":
-                        answer = (500, {"X-ClickHouse-Exception-Code": "159"}, b"Code: 159. Late\n")
-                    elif not (other.fault and _ALTERED.match(statement)):
-                        status, _, content = self._forward(other, path, data)
-                        assert status == 200, (statement, content)
-        else:
+        if replica is not cluster.seat or _MOVED.match(statement):
+            cluster.catch_up()
+        with cluster.lock if _ON_CLUSTER.search(statement) else contextlib.nullcontext():
             answer = self._forward(replica, path, data)
-        if answer[0] == 200 and not everywhere:
-            cluster.carry(statement, replica)
+            if answer[0] == 200 and _ON_CLUSTER.search(statement):
+                answer = self._on_the_others(statement, path, data) or answer
+        if answer[0] == 200 and replica is cluster.seat:
+            cluster.wrote(statement)
         self._answer(*answer)
+
+    def _on_the_others(
+        self, statement: str, path: str, data: bytes
+    ) -> tuple[int, dict[str, str], bytes] | None:
+        """What ON CLUSTER does besides; an error where it does not get through."""
+        for other in self.cluster.replicas[1:]:
+            if other.fault in ("down", "refuses"):
+                return 500, {"X-ClickHouse-Exception-Code": "159"}, b"Code: 159. Too late.\n"
+            # Changes of rows go from replica to replica.
+            if _WRITTEN.match(statement) is None:
+                status, _, content = self._forward(other, path, data)
+                assert status == 200, (statement, content)
+        return None
 
     def _forward(
         self, replica: Replica, path: str, body: bytes
