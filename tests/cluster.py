@@ -142,7 +142,7 @@ class Cluster:
         if re.match(r"\s*system sync replica\b", text, re.IGNORECASE):
             text = "select 1"
         # The engine's other names know no FINAL.
-        for name, own in self.distributed.items():
+        for name, own in tuple(self.distributed.items()):
             quoted = ".".join(f"`{part}`" for part in name.split("."))
             text = re.sub(
                 rf"(?:{re.escape(name)}|{re.escape(quoted)}) final\b", f"{own} final", text

@@ -63,3 +63,13 @@
         truncate table {{ relation }}
     {% endcall %}
 {% endmacro %}
+
+
+{#- In place of dbt-clickhouse's own, which leaves out the other shards. No model here has projections. -#}
+{% macro add_index_and_projections(relation) %}
+    {% for index in config.get('indexes', default=[]) %}
+        {% call statement('add_index') %}
+            alter table {{ relation }}{{ on_cluster() }} add index {{ index['name'] }} {{ index['definition'] }}
+        {% endcall %}
+    {% endfor %}
+{% endmacro %}
