@@ -46,6 +46,7 @@ _WRITTEN = re.compile(
     r"(?:insert into|alter table|truncate table(?: if exists)?)\s+(?P<name>[\w.`]+)",
     re.IGNORECASE | re.DOTALL,
 )
+_SYNCED = re.compile(r"\s*(?:/\*.*?\*/\s*)?system sync replica\b", re.IGNORECASE | re.DOTALL)
 _DROPPED = re.compile(
     r"\s*(?:/\*.*?\*/\s*)?drop table (?:if exists )?(?P<name>[\w.`]+)", re.IGNORECASE | re.DOTALL
 )
@@ -139,7 +140,7 @@ class Cluster:
             r"(select *, toUInt32(1) as _shard_num from \1)",
             text,
         )
-        if re.match(r"\s*system sync replica\b", text, re.IGNORECASE):
+        if _SYNCED.match(text):
             text = "select 1"
         # The engine's other names know no FINAL.
         for name, own in tuple(self.distributed.items()):
