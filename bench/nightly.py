@@ -271,7 +271,8 @@ def page(rows: int, console: Console) -> list[Figure]:
                     " select source, workspace_id, day::date, '', '', 0, 'loaded', 0, 0, 0, 0, 0,"
                     " day::date, day, day from app.workspaces,"
                     " unnest(%s::text[]) as source, generate_series(now() - interval '2 years',"
-                    " now(), interval '1 day') as day where hashtext(workspace_id || day) %% 50 > 0",
+                    " now(), interval '1 day') as day"
+                    " where hashtext(workspace_id || day) %% 50 > 0",
                     [["klaviyo_events", "meta_ads", "pixel", "shopify_orders"]],
                 )
             shorten(settings, (f"w{number:03}" for number in range(0, WORKSPACES, 4)))

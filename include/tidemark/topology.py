@@ -88,7 +88,8 @@ class Host:
     name: str
 
     def __str__(self) -> str:
-        return f"replica {self.replica} of shard {self.shard} ({self.name})"
+        # Without its name, which may be an address: a refusal goes into the ledger.
+        return f"replica {self.replica} of shard {self.shard}"
 
 
 @dataclass(frozen=True, slots=True)
