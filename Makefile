@@ -3,7 +3,7 @@
 # system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
-.PHONY: help demo test test-airflow up down lint docs bench bench-endpoint bench-scale faults lock faults-endpoint soak
+.PHONY: help demo test test-airflow test-cluster up down lint docs bench bench-endpoint bench-scale faults lock faults-endpoint soak
 PYTHON ?= python3.11
 KILLS ?= 300
 UV := .uv/bin/uv
@@ -20,6 +20,9 @@ test: .venv/.installed  ## install if needed and run every test
 
 test-airflow: .venv/.installed  ## the DAGs on the real scheduler, outages too, many minutes
 	.venv/bin/pytest -m airflow tests/dags
+
+test-cluster: .venv/.installed  ## the profile of a cluster on stand-ins for its hosts, many minutes
+	.venv/bin/pytest -m cluster tests/integration/test_cluster.py
 
 up: .venv/.installed  ## start the engines and Airflow
 	.venv/bin/tidemark up
