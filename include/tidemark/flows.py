@@ -451,8 +451,9 @@ def backfill(
 
 def docs(settings: Settings) -> Path:
     """Write the dbt docs site as one page, and the ladder's page; the path of the first."""
-    ladder_page.path(settings).write_text(
-        ladder_page.render(policy.read(settings)), encoding="utf-8"
-    )
+    page = ladder_page.path(settings)
+    # An installation may have come without its docs.
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(ladder_page.render(policy.read(settings)), encoding="utf-8")
     building.dbt(settings, ["docs", "generate", "--static"])
     return settings.home / "dbt" / "target" / "static_index.html"
