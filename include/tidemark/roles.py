@@ -59,6 +59,8 @@ class PostgresRights(_Strict):
     change: tuple[_Relation, ...] = ()
     remove: tuple[_Relation, ...] = ()
     own_rows: tuple[_Relation, ...] = ()
+    #: Schemas in which it makes its own views, as dbt does.
+    define: tuple[str, ...] = ()
     #: It takes the warehouse's lock.
     locks: bool = False
 
@@ -238,6 +240,10 @@ def postgres(declaration: Declaration, known: set[str] | None = None) -> Iterato
             )
         for schema in sorted({relation.split(".")[0] for relation in role.postgres.read}):
             yield sql.SQL("grant usage on schema {} to {}").format(sql.Identifier(schema), to)
+        for schema in role.postgres.define:
+            yield sql.SQL("grant usage, create on schema {} to {}").format(
+                sql.Identifier(schema), to
+            )
         for right, command in _COMMANDS.items():
             for relation in getattr(role.postgres, right):
                 schema, table = relation.split(".")
