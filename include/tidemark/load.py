@@ -47,6 +47,8 @@ WHOLE_BYTES = 8 << 20
 #: Two threads insert side by side, blocks large enough to make few parts.
 _INSERT = {
     "max_insert_threads": "2",
+    # Else a table that others are fed from is written by one thread.
+    "parallel_view_processing": "1",
     "min_insert_block_size_rows": "0",
     "min_insert_block_size_bytes": str(128 << 20),
 }
