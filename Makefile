@@ -15,8 +15,9 @@ help:  ## list the targets
 demo: .venv/.installed  ## install, load 14 months of three workspaces, build, tie out, purge, show
 	.venv/bin/tidemark demo
 
+# A file's tests share a home, so they stay together.
 test: .venv/.installed  ## install if needed and run every test
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-airflow: .venv/.installed  ## the DAGs on the real scheduler, outages too, many minutes
 	.venv/bin/pytest -m airflow tests/dags

@@ -183,7 +183,7 @@ def test_appends_at_once_follow_each_other(fresh_warehouse: Warehouse) -> None:
         {"from": "192.0.2.17"},
         {"rate": 1.5},
         {"raw": b"x"},
-        {"day": object()},
+        pytest.param({"day": object()}, id="an object"),
         {"text": "a\0b"},
         {1: "x"},
         {"figure": Decimal("NaN")},
