@@ -253,6 +253,8 @@ def build(
             ("model", "status", "seconds"),
             [(model.name, model.status, round(model.seconds, 2)) for model in report.models],
         )
+        for own in report.recalled:
+            print(own)
         if report.verdict is None:
             print("no day to build")
             return

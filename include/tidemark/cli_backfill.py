@@ -23,7 +23,8 @@ def backfill(
 ) -> int:
     """Load what now stands in landing for some days, then rebuild them from raw.
 
-    Days that are purged and not recalled stay as they are, class by class; that ends with 3.
+    Days that are purged and not recalled stay as they are, class by class; that ends with 3. Of
+    recalled ones the figures are made again, and put right where they are not what the ledger has.
     """
     from tidemark import flows, gate
 
@@ -49,6 +50,8 @@ def backfill(
 
     def human() -> None:
         print_rows(*load_table(report.load))
+        for own in report.build.recalled:
+            print(own)
         print(f"{report.build.days} workspace days rebuilt; backfill {report.backfill_id}")
 
     emit(report.as_dict(), human, as_json=as_json)

@@ -16,6 +16,7 @@ from tidemark import (
     ledger,
     policy,
     postgres,
+    rebuild,
     reference,
 )
 from tidemark import load as loading
@@ -59,6 +60,8 @@ class BuildReport:
     verdict: Verdict | None
     #: What the range asked for and is purged: it was left as it is.
     closed: tuple[Closed, ...] = ()
+    #: What became of the figures of purged days of the range that are recalled.
+    recalled: tuple[rebuild.Rebuilt, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON document."""
@@ -68,7 +71,14 @@ class BuildReport:
             "models": [asdict(model) for model in self.models],
             "gate": self.verdict.as_dict() if self.verdict else None,
             "closed": [own.as_dict() for own in self.closed],
+            "recalled": [own.as_dict() for own in self.recalled],
         }
+
+    def check(self) -> None:
+        """Raise TidemarkError where figures of recalled days could not be brought back."""
+        lost = [str(own) for own in self.recalled if own.outcome == "lost"]
+        if lost:
+            raise TidemarkError(f"damaged figures were left as they are: {'; '.join(lost)}")
 
 
 @contextmanager
@@ -142,6 +152,7 @@ def build(
     """
     with warehouse(settings, note) as connection:
         report = _build(settings, connection, as_of, clock, gate, from_date, to_date)
+    report.check()
     if report.closed:
         raise RangeClosed(report.closed, report)
     return report
@@ -156,9 +167,11 @@ def _build(
     from_date: date | None = None,
     to_date: date | None = None,
 ) -> BuildReport:
+    recalled = _recalled(settings, connection, from_date, to_date, as_of, clock)
     opened = _open(settings, connection, as_of, clock, from_date, to_date)
     if opened is None:
-        return BuildReport(as_of, 0, (), None, _closed(settings, connection, from_date, to_date))
+        closed = _closed(settings, connection, from_date, to_date, as_of)
+        return BuildReport(as_of, 0, (), None, closed, recalled)
     build_id, wanted = opened
     success = False
     try:
@@ -167,16 +180,38 @@ def _build(
         success = verdict.success
     finally:
         building.finish(connection, build_id, wanted, success, clock())
-    closed = _closed(settings, connection, from_date, to_date)
-    return replace(_told(as_of, wanted, tuple(models), verdict), closed=closed)
+    closed = _closed(settings, connection, from_date, to_date, as_of)
+    told = _told(as_of, wanted, tuple(models), verdict)
+    return replace(told, closed=closed, recalled=recalled)
+
+
+def _recalled(
+    settings: Settings,
+    connection: Connection,
+    from_date: date | None,
+    to_date: date | None,
+    as_of: date,
+    clock: Callable[[], datetime],
+) -> tuple[rebuild.Rebuilt, ...]:
+    """The figures of a range's recalled days, before a build takes them from where they lie."""
+    if from_date is None and to_date is None:
+        return ()
+    with ledger.kept_outside(settings, connection, clock):
+        return rebuild.rebuild(
+            settings, connection, policy.read(settings), from_date, to_date, as_of, clock()
+        )
 
 
 def _closed(
-    settings: Settings, connection: Connection, from_date: date | None, to_date: date | None
+    settings: Settings,
+    connection: Connection,
+    from_date: date | None,
+    to_date: date | None,
+    as_of: date,
 ) -> tuple[Closed, ...]:
     if from_date is None and to_date is None:
         return ()
-    return frozen.closed(connection, policy.read(settings), from_date, to_date)
+    return frozen.closed(connection, policy.read(settings), from_date, to_date, as_of)
 
 
 def _open(
@@ -238,8 +273,10 @@ def open_build(
         The build's number; None where nothing is due.
     """
     with warehouse(settings, note) as connection:
+        for found in _recalled(settings, connection, from_date, to_date, as_of, clock):
+            note(f"recalled: {found}")
         opened = _open(settings, connection, as_of, clock, from_date, to_date)
-        closed = _closed(settings, connection, from_date, to_date)
+        closed = _closed(settings, connection, from_date, to_date, as_of)
     for own in closed:
         note(f"left as it is: {own}")
     return opened[0] if opened else None
@@ -390,7 +427,7 @@ def backfill(
         warehouse(settings, note) as connection,
         ledger.kept_outside(settings, connection, clock),
     ):
-        closed = _closed(settings, connection, from_date, to_date)
+        closed = _closed(settings, connection, from_date, to_date, as_of)
         row = connection.execute(
             "insert into control.backfills (from_date, to_date, reason, as_of, started_at)"
             " values (%s, %s, %s, %s, %s) returning backfill_id",
@@ -437,6 +474,7 @@ def backfill(
                     "quarantined": totals["quarantined"],
                     "days": build_report.days,
                     "closed": [own.as_dict() for own in closed],
+                    "recalled": [own.as_dict() for own in build_report.recalled],
                 },
                 clock(),
             )
@@ -444,6 +482,7 @@ def backfill(
     if load_report.failed:
         broken = next(file for file in load_report.files if file.error)
         raise TidemarkError(f"{broken.file}: {broken.error}; the rest was loaded and rebuilt")
+    build_report.check()
     if build_report.closed:
         raise RangeClosed(build_report.closed, report)
     return report

@@ -43,13 +43,28 @@ class Closed:
         return {"class" if name == "data_class" else name: value for name, value in own.items()}
 
 
+#: Whether a purged day's month was brought back and its time is not over, removed yet or not.
+_RECALLED = (
+    "exists (select from control.recalls where recalls.class = purged.class"
+    " and recalls.workspace_id = purged.workspace_id"
+    " and recalls.month = date_trunc('month', purged.local_date)::date"
+    " and recalls.recalled_at is not null and recalls.removed_at is null"
+    " and recalls.expires_on > %s)"
+)
+
+
 def closed(
-    connection: Connection, ladder: Policy, from_date: date | None, to_date: date | None
+    connection: Connection,
+    ladder: Policy,
+    from_date: date | None,
+    to_date: date | None,
+    as_of: date,
 ) -> tuple[Closed, ...]:
     """The purged days of a range that are not recalled, by class, workspace and month.
 
     Args:
         from_date, to_date: both ends belong to it; None has no end on that side.
+        as_of: the day by which a recall has expired or not.
     """
     rows = connection.execute(
         "select purged.class, purged.workspace_id,"
@@ -57,15 +72,12 @@ def closed(
         " min(purged.local_date) as first_day, max(purged.local_date) as last_day,"
         " count(*) as days from control.purge_ledger as purged"
         " where purged.local_date between %s and %s and purged.class = any(%s)"
-        " and not exists (select from control.recalls where recalls.class = purged.class"
-        " and recalls.workspace_id = purged.workspace_id"
-        " and recalls.month = date_trunc('month', purged.local_date)::date"
-        " and recalls.recalled_at is not null and recalls.removed_at is null)"
-        " group by 1, 2, 3 order by 1, 2, 3",
+        f" and not {_RECALLED} group by 1, 2, 3 order by 1, 2, 3",
         [
             from_date or date.min,
             to_date or date.max,
             [name for name, own in ladder.classes.items() if own.measures],
+            as_of,
         ],
     )
     return tuple(
@@ -80,6 +92,20 @@ def closed(
         )
         for row in rows
     )
+
+
+def recalled(
+    connection: Connection, from_date: date | None, to_date: date | None, as_of: date
+) -> tuple[tuple[str, str, date], ...]:
+    """The class, workspace and month of purged days of a range that are recalled; see `closed`."""
+    rows = connection.execute(
+        "select distinct purged.class, purged.workspace_id,"
+        " date_trunc('month', purged.local_date)::date as month"
+        f" from control.purge_ledger as purged where purged.local_date between %s and %s"
+        f" and {_RECALLED} order by 1, 2, 3",
+        [from_date or date.min, to_date or date.max, as_of],
+    )
+    return tuple((row["class"], row["workspace_id"], row["month"]) for row in rows)
 
 
 def publish(settings: Settings, connection: Connection, ladder: Policy) -> None:

@@ -546,14 +546,8 @@ class _Comparison:
         """Its count of raw: what the class says a load of it adds."""
         class_name, group = self.measures[measure]
         bounds = self.asked[group].predicate("local_date")
-        counted = load.effects(self.settings, class_name, lambda _table: bounds)[measure]
-        return (
-            f"select workspace_id, '{measure}' as measure, local_date, currency,"
-            " count() as events, uniqExact(id) as ids, sum(money) as money"
-            f" from ({counted}) group by workspace_id, local_date, currency"
-            # Raw lies in this order: the ids of one day are in memory at a time, not those of all.
-            " settings optimize_aggregation_in_order = 1"
-        )
+        effects = load.effects(self.settings, class_name, lambda _table: bounds)[measure]
+        return load.counted(effects)
 
     def _purged(self) -> dict[Key, Totals]:
         """What has gone of days that closed, as it was counted when it went."""
@@ -569,7 +563,8 @@ class _Comparison:
 
     def _raw(self, measure: str) -> list[tuple[Key, Totals]]:
         days = self.asked[self.measures[measure][1]]
-        return list(_totals(days.keep(self._rows(self._raw_query(measure)))).items())
+        found = days.keep(self._rows(self._raw_query(measure)))
+        return list(_totals({**row, "measure": measure} for row in found).items())
 
     def _marts(self) -> dict[Key, Totals]:
         rows = self.all_days.keep(

@@ -243,6 +243,21 @@ def effects(settings: Settings, class_name: str, where: Callable[[str], str]) ->
     }
 
 
+def counted(effects: str) -> str:
+    """The query of rows, distinct ids and money per workspace, day and currency of what one counts.
+
+    Raw lies in the order of workspace and day, so the ids of one day are in memory at a time: of a
+    month of 20 million events 0.1 GB, instead of 1.5. With the engine's own size of a block, of 50
+    MB a thread, it would be 0.5.
+    """
+    return (
+        "select workspace_id, local_date, currency, count() as events, uniqExact(id) as ids,"
+        f" sum(money) as money from ({effects}) group by workspace_id, local_date, currency"
+        " settings optimize_aggregation_in_order = 1,"
+        " aggregation_in_order_max_block_bytes = 1000000"
+    )
+
+
 def unloaded(
     settings: Settings, connection: Connection, ladder: policy.Policy, sources: Sequence[str]
 ) -> list[LandingFile]:

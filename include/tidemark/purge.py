@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, LiteralString, Protocol
 
 from tidemark import build as building
-from tidemark import clickhouse, cold, coverage, ledger, policy, replicas
+from tidemark import clickhouse, cold, coverage, ledger, load, policy, replicas
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
@@ -385,12 +385,7 @@ class Door:
 
     def _counted(self, step: Step) -> Iterator[dict[str, Any]]:
         for measure, select in planning.effects(self.settings, self.ladder, [step]).items():
-            for row in clickhouse.rows(
-                self.settings,
-                "select workspace_id, local_date, currency, count() as events,"
-                f" uniqExact(id) as ids, toString(sum(money)) as money from ({select})"
-                " group by workspace_id, local_date, currency",
-            ):
+            for row in clickhouse.rows(self.settings, load.counted(select)):
                 yield {**row, "measure": measure}
 
     def _close_in_ledger(self, plan_id: str, step: Step, counted: list[dict[str, Any]]) -> None:
@@ -588,18 +583,26 @@ class Door:
 
 
 def aggregates(
-    settings: Settings, connection: Connection, ladder: policy.Policy, step: Step
+    settings: Settings,
+    connection: Connection,
+    ladder: policy.Policy,
+    step: Step,
+    instead: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, str]]:
     """What the marts say of a step's days: a hash by mart and workspace.
 
     Only columns of the class's measure groups count: others of the same day may still change.
+
+    Args:
+        instead: by mart, a table like it to read; then of these marts alone.
     """
     data_class = ladder.classes[step.data_class]
     groups = set(data_class.measures.values())
     columns: dict[str, set[str]] = {}
     for group in groups:
         for table, names in ladder.mart_measures(group).items():
-            columns.setdefault(table, set()).update(names)
+            if instead is None or table in instead:
+                columns.setdefault(table, set()).update(names)
     counted = {
         row["workspace_id"]: row["revenue_source"]
         for row in connection.execute("select workspace_id, revenue_source from app.workspaces")
@@ -628,7 +631,7 @@ def aggregates(
         rows = clickhouse.rows(
             settings,
             "select workspace_id, toString(sum(reinterpretAsUInt128(sipHash128("
-            f"{', '.join([*key, *values])})))) as digest from {table}"
+            f"{', '.join([*key, *values])})))) as digest from {(instead or {}).get(table, table)}"
             f" where {step.predicate('date_day')}"
             f" and ({' or '.join(f'{value} != 0' for value in values)})"
             " group by workspace_id order by workspace_id",

@@ -65,6 +65,8 @@ _SHARDED_DATABASES = ("raw", "intermediate", "marts")
 _WHOLE = ("intermediate.pending_days",)
 #: A raw table as it shall be, before it takes its place.
 _NEXT = "load.next_"
+#: What follows the name of the work table in which days of a table are replaced, as dbt names it.
+WORK = "__replace_days"
 
 _ONE_SHARD = ("'/clickhouse/tables/{uuid}/{shard}'", "'{replica}'")
 #: All hosts are replicas of each other.
@@ -270,7 +272,7 @@ def sharding_key(table: str) -> str:
     Raises:
         TidemarkError: the table has none; the message names the file to edit.
     """
-    known = table.replace(_NEXT, "raw.")
+    known = table.replace(_NEXT, "raw.").removesuffix(WORK)
     if known not in _SHARDED:
         raise TidemarkError(f"{table} has no sharding key: name it in include/tidemark/topology.py")
     return f"sipHash64(workspace_id, {_SHARDED[known]})"

@@ -9,7 +9,7 @@ import yaml
 from tidemark import clickhouse, policy, roles, topology
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
-from tidemark.topology import ONE_MACHINE, Host, Topology
+from tidemark.topology import ONE_MACHINE, WORK, Host, Topology, sharding_key
 
 ROOT = Path(__file__).parents[2]
 FOUR = Topology(
@@ -63,6 +63,9 @@ def test_a_cut_table_is_local_and_distributed() -> None:
         " sipHash64(workspace_id, order_key))",
     )
     assert FOUR.logical("load.next_orders_local") == "load.next_orders"
+    mart = "marts.summary_kpis_daily"
+    assert len(FOUR.made_like(mart + WORK, mart)) == 2
+    assert sharding_key(mart + WORK) == sharding_key(mart)
 
 
 def test_a_whole_table_is_a_replica_on_every_host() -> None:
