@@ -15,9 +15,9 @@ help:  ## list the targets
 demo: .venv/.installed  ## install, load 14 months of three workspaces, build, tie out, purge, show
 	.venv/bin/tidemark demo
 
-# A file's tests share a home, so they stay together.
+# A file's tests share a home, so they stay together; the quick ones come last, as they are listed.
 test: .venv/.installed  ## install if needed and run every test
-	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-airflow: .venv/.installed  ## the DAGs on the real scheduler, outages too, many minutes
 	.venv/bin/pytest -m airflow tests/dags
