@@ -2,9 +2,16 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from homes import Warehouse, new_home
+
+# How long an example takes tells of the machine, not of what is tested.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

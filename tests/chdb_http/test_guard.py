@@ -22,10 +22,9 @@ def fuzz(examples: int) -> settings:
     """The same examples every time; a database of them would lie beside the tests."""
     return settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
 
 

@@ -435,7 +435,6 @@ def _lines(draw: st.DrawFn) -> tuple[str, str]:
 
 @settings(
     max_examples=5,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture,
                            HealthCheck.data_too_large],

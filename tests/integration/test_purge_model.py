@@ -205,7 +205,6 @@ def test_whatever_the_order_nothing_is_lost(home: Warehouse) -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=10,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             # A failing order would be tried again and again, each time for minutes.
             report_multiple_bugs=False,

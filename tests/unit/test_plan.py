@@ -2,7 +2,7 @@
 
 from datetime import date, timedelta
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemark import clickhouse, policy
@@ -64,7 +64,6 @@ def states(draw: st.DrawFn) -> tuple[State, date]:
     return State(windows, holds, tables(), tuple(standing)), as_of
 
 
-@settings(deadline=None)
 @given(states())
 def test_a_plan_takes_what_is_due_and_names_what_it_leaves(given_: tuple[State, date]) -> None:
     state, as_of = given_
@@ -96,7 +95,6 @@ def test_a_plan_takes_what_is_due_and_names_what_it_leaves(given_: tuple[State, 
             assert (last.year, last.month) == (step.month.year, step.month.month)
 
 
-@settings(deadline=None)
 @given(states(), st.integers(1, 400))
 def test_what_is_due_stays_due(given_: tuple[State, date], later: int) -> None:
     state, as_of = given_
