@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import psutil
 from rich.console import Console
 
 from bench.__main__ import clock, home
@@ -49,6 +51,8 @@ class Relay:
         self._begun: dict[int, float] = {}
         #: From the first byte of a request to the last of its answer, of every connection.
         self._spans: list[tuple[float, float]] = []
+        #: The loop itself would let a connection go that waits for both of its ends.
+        self._serving: set[asyncio.Task[None]] = set()
         self.port = 0
 
     def __enter__(self) -> "Relay":
@@ -57,8 +61,15 @@ class Relay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    async def _end(self) -> None:
+        # A statement whose client was killed is waited for by nobody.
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     def busy(self, begin: float, end: float) -> float:
         """Seconds between two moments in which at least one statement was under way."""
@@ -80,6 +91,10 @@ class Relay:
         self._loop.run_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        own = asyncio.current_task()
+        assert own is not None
+        self._serving.add(own)
+        own.add_done_callback(self._serving.discard)
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._to)
         asked = answered = 0.0
 
@@ -230,30 +245,55 @@ def night(lines: int, console: Console) -> list[Figure]:
                 shorten(settings, [SHOP.workspace_id])
                 console.print("the night")
                 deliver(settings, "day.jsonl.gz", lines, 1)
-                spent = []
-                begin = time.monotonic()
-                api.trigger("load", "night")
-                api.ended("load", 2)
-                spent.append(("load", begin, begin := time.monotonic()))
-                api.ended("transform", 2)
-                spent.append(("transform", begin, begin := time.monotonic()))
-                api.trigger("retention_nightly", "night")
-                api.ended("retention_nightly", 2)
-                spent.append(("retention_nightly", begin, time.monotonic()))
-        over = 0.0
-        for name, first, last in spent:
-            sql = relay.busy(first, last)
-            over += last - first - sql
-            figures.append(
-                Figure(name, f"{last - first:.1f} s", f"of it SQL {sql:.1f} s"),
-            )
-        figures.append(
+                begin, worked = time.monotonic(), processor_seconds(settings)
+                over = 0.0
+                for dag_id in ("load", "transform", "retention_nightly"):
+                    # The asset starts the second.
+                    if dag_id != "transform":
+                        api.trigger(dag_id, "night")
+                    api.ended(dag_id, 2)
+                    end = time.monotonic()
+                    seconds, sql = end - begin, relay.busy(begin, end)
+                    over += seconds - sql
+                    figures.append(Figure(dag_id, f"{seconds:.1f} s", f"of it SQL {sql:.1f} s"))
+                    figures += list(tasks(api, relay, dag_id))
+                    begin = time.monotonic()
+                worked = processor_seconds(settings) - worked
+        figures += [
             Figure("Airflow, dbt, Great Expectations over the SQL", f"{over:.1f} s",
-                   "at most 15 s", over <= 15)
-        )  # fmt: skip
+                   "at most 15 s", over <= 15),
+            Figure("processor time of Airflow and its tasks", f"{worked:.1f} s"),
+        ]  # fmt: skip
     finally:
         shutil.rmtree(base, ignore_errors=True)
     return figures
+
+
+def tasks(api: Api, relay: Relay, dag_id: str) -> Iterator[Figure]:
+    """The tasks of a DAG's last run that ran, as they began."""
+    since = time.time() - time.monotonic()
+    run = quote(api.runs(dag_id)[0]["dag_run_id"], safe="")
+    found = api.ask("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run}/taskInstances")["task_instances"]
+    ran = [own for own in found if own["start_date"] and own["state"] == "success"]
+    for own in sorted(ran, key=lambda own: str(own["start_date"])):
+        first, last = (
+            datetime.fromisoformat(own[name]).timestamp() - since
+            for name in ("start_date", "end_date")
+        )
+        sql = relay.busy(first, last)
+        yield Figure(f"  {own['task_id']}", f"{last - first:.1f} s", f"of it SQL {sql:.1f} s")
+
+
+def processor_seconds(settings: Settings) -> float:
+    """What Airflow's processes, and the tasks that have ended, took of the processors."""
+    found = [psutil.Process(own.pid) for own in airflow_engine.status(settings) if own.pid]
+    found += [child for own in found for child in own.children(recursive=True)]
+    seconds = 0.0
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
 
 
 def page(rows: int, console: Console) -> list[Figure]:
@@ -272,7 +312,7 @@ def page(rows: int, console: Console) -> list[Figure]:
                     " day::date, day, day from app.workspaces,"
                     " unnest(%s::text[]) as source, generate_series(now() - interval '2 years',"
                     " now(), interval '1 day') as day"
-                    " where hashtext(workspace_id || day) %% 50 > 0",
+                    " where hashtext(workspace_id || day) %% 50 > 0 on conflict do nothing",
                     [["klaviyo_events", "meta_ads", "pixel", "shopify_orders"]],
                 )
             shorten(settings, (f"w{number:03}" for number in range(0, WORKSPACES, 4)))

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
+
 from homes import Warehouse, new_home
+from tidemark import airflow_engine, processes
 
 ROOT = Path(__file__).resolve().parents[1]
 _PARTS = ("include", "dags", "plugins", "dbt_project", "expectations", "airflow.cfg")
@@ -105,6 +110,13 @@ class AirflowHome:
         """Ask for a token."""
         document = json.dumps({"username": user, "password": password}).encode()
         return self._ask("POST", "/auth/token", {"content-type": "application/json"}, document)
+
+    def is_served(self) -> bool:
+        """Whether the API server answers."""
+        try:
+            return self.fetch("/api/v2/version").status == 200
+        except OSError:
+            return False
 
     def _ask(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
@@ -245,3 +257,40 @@ def airflow_home(**policy: str) -> Iterator[AirflowHome]:
             yield home
         finally:
             home.run("down", check=False)
+
+
+@contextlib.contextmanager
+def api_server(warehouse: Warehouse) -> Iterator[AirflowHome]:
+    """The API server alone over a warehouse that is up: nothing is scheduled, nothing runs."""
+    settings = warehouse.settings
+    settings.airflow.mkdir(mode=0o700)
+    airflow_engine.credentials(settings)
+    passwords = {user.split(":")[0]: secrets.token_urlsafe(16) for user in USERS.split(",")}
+    processes.write_private(settings.secrets / "airflow_passwords.json", passwords)
+    environment = airflow_engine.environment(settings) | {
+        f"AIRFLOW__CORE__{_USERS_SETTING.upper()}": USERS
+    }
+    command = [sys.executable, "-m", "airflow"]
+    log = settings.logs / "airflow-api-server.log"
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str) -> psutil.Process:
+            process = processes.spawn(
+                [*command, *arguments], log, cwd=settings.airflow, environment=environment
+            )
+            stack.callback(_end, process.pid)
+            return process
+
+        assert start("db", "migrate").wait(PATIENCE) == 0, log.read_text()[-3000:]
+        home = AirflowHome(warehouse, ROOT, environment)
+        process = start("api-server")
+        processes.wait_ready(
+            "airflow api-server", process.is_running, home.is_served, log, seconds=PATIENCE
+        )
+        home.token = home.token_of("admin")
+        yield home
+
+
+def _end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)

@@ -139,6 +139,8 @@ def page() -> Iterator[Page]:
         arguments = [
             command, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            # A container has little shared memory.
+            "--disable-dev-shm-usage",
             "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
         ]  # fmt: skip
         process = subprocess.Popen(

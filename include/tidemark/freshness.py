@@ -48,11 +48,13 @@ def sources(connection: Connection, ladder: Policy, as_of: date) -> tuple[Source
         else recent
         for reach in reaches
     ]
-    # Only where a day is missing is it looked for.
+    # The days of a source and workspace are bits, the first of them the leftmost: hashing numbers
+    # by their pair is all that the many rows cost, and no day is looked for.
     rows = connection.execute(
         "with name as (select * from unnest(%(names)s::text[], %(since)s::date[]) with ordinality"
         "   as name (source, since, number)),"
-        " pair as (select name.source, name.since, tenant.workspace_id, edge.oldest, edge.newest"
+        " pair as (select name.source, edge.newest, tenant.workspace_id,"
+        "   greatest(edge.oldest, name.since) as first, name.since"
         "  from name"
         "  cross join (select workspace_id from app.workspaces where deleted_at is null"
         "   union all select '_') as tenant"
@@ -60,39 +62,33 @@ def sources(connection: Connection, ladder: Policy, as_of: date) -> tuple[Source
         "   from control.loads as own"
         "   where own.source = name.source and own.workspace_id = tenant.workspace_id) as edge"
         "  where edge.oldest is not null),"
-        # Days are made distinct by hashing: sorted, names cost the most of the page.
-        " recent as (select source, workspace_id, count(*) as days"
-        "  from (select own.source, own.workspace_id, own.delivery_date"
-        "   from name join control.loads as own using (source)"
-        "   where own.delivery_date between %(recent)s and %(to)s"
-        "   and own.delivery_date >= name.since group by 1, 2, 3"
-        "   union all select own.source, own.workspace_id, own.delivery_date"
-        "   from name join control.loads as own using (source)"
-        "   where own.delivery_date >= %(oldest)s and own.delivery_date < %(recent)s"
-        "   and own.delivery_date >= name.since and name.since < %(recent)s group by 1, 2, 3)"
-        "  as day group by source, workspace_id),"
-        " short as (select pair.*,"
-        "   %(to)s::date - greatest(pair.oldest, pair.since) + 1 - coalesce(recent.days, 0) as gaps"
-        "  from pair left join recent using (source, workspace_id)),"
-        " missing as (select source, min(day)::date as oldest_gap from short cross join lateral"
-        "  generate_series(greatest(short.oldest, short.since), %(to)s::date, interval '1 day')"
-        "  as day where gaps > 0 and (select true from control.loads as own"
-        "   where own.source = short.source and own.workspace_id = short.workspace_id"
-        "   and own.delivery_date = day::date limit 1) is null group by source),"
+        " delivered as (select source, workspace_id,"
+        "   bit_or(%(first_bit)s::bit varying >> (own.delivery_date - name.since)) as days"
+        "  from name join control.loads as own using (source)"
+        "  where own.delivery_date between %(oldest)s and %(to)s"
+        "  and own.delivery_date >= name.since group by source, workspace_id),"
+        " kept as (select pair.source, pair.newest, pair.first,"
+        "   substring(coalesce(delivered.days, %(no_bit)s::bit varying)"
+        "    from pair.first - pair.since + 1"
+        "    for greatest(%(to)s::date - pair.first + 1, 0)) as days"
+        "  from pair left join delivered using (source, workspace_id)),"
         " state as (select source, count(*) as workspaces, max(newest) as newest_delivery,"
-        "  sum(greatest(gaps, 0))::bigint as gaps from short group by source)"
+        "   sum(length(days) - bit_count(days))::bigint as gaps,"
+        "   min(first + position(B'0' in days) - 1) filter (where position(B'0' in days) > 0)"
+        "    as oldest_gap"
+        "  from kept group by source)"
         " select source, coalesce(workspaces, 0) as workspaces, newest_delivery,"
         "  (select max(loaded_at) from control.loads as own where own.source = name.source"
         "   and own.delivery_date = state.newest_delivery) as loaded_at,"
         "  coalesce(gaps, 0) as gaps, oldest_gap"
-        " from name left join state using (source) left join missing using (source)"
-        " order by number",
+        " from name left join state using (source) order by number",
         {
             "names": names,
             "since": since,
             "oldest": min(since),
-            "recent": recent,
             "to": as_of - timedelta(days=1),
+            "first_bit": "1".ljust(REACH_DAYS, "0"),
+            "no_bit": "0" * REACH_DAYS,
         },
     )
     found = []

@@ -1,5 +1,6 @@
 """What the Retention page shows: the ladder as it stands, in a handful of queries."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -15,6 +16,7 @@ from tidemark.postgres import Connection, Row
 NIGHTLY = time(3, 30)
 #: Lines of a kind that are shown.
 SHOWN = 50
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,7 @@ def _classes(
 ) -> tuple[ClassState, ...]:
     windows = overrides.in_force(connection, ladder)
     standing = _standing(settings)
-    due = _due(settings, ladder, next_as_of, windows)
+    due = _due(settings, ladder, next_as_of, windows, standing)
     cold = {
         row["class"]: Span(row["first"], planning.month_end(row["last"]))
         for row in connection.execute(
@@ -285,34 +287,23 @@ def _due(
     ladder: Policy,
     as_of: date,
     windows: Mapping[tuple[str, str], Window],
+    standing: Mapping[str, _Standing],
 ) -> dict[str, int]:
     counts = []
     for name in planning.due_classes(ladder):
         own = ladder.classes[name]
-        bounds = list(planning.cutoffs(ladder, name, as_of, windows))
-        if not bounds:
-            continue
         day = clickhouse.identifier(own.day)
-        past = " or ".join(
-            f"({f'source = {clickhouse.literal(source)} and ' if source else ''}"
-            f"{day} < {_cutoff([bound for bound in bounds if bound[1] == source])})"
-            for source in dict.fromkeys(source for _, source, _ in bounds)
-        )
-        last = clickhouse.literal(max(cutoff for _, _, cutoff in bounds))
-        for table in own.tables:
-            counts.append(
-                f"select {clickhouse.literal(name)} as name, count() as row_count from {table}"
-                f" where {day} < {last} and ({past})"
-            )
-    known = {
-        row["name"]
-        for row in clickhouse.rows(
-            settings,
-            "select concat(database, '.', name) as name from system.tables"
-            " where database in ('raw', 'marts')",
-        )
-    }
-    counts = [count for count in counts if count.split(" from ")[1].split(" ")[0] in known]
+        bounds = list(planning.cutoffs(ladder, name, as_of, windows))
+        for source in dict.fromkeys(source for _, source, _ in bounds):
+            of_source = f"source = {clickhouse.literal(source)} and " if source else ""
+            for past in _past(day, [bound for bound in bounds if bound[1] == source]):
+                counts += [
+                    f"select {clickhouse.literal(name)} as name, count() as row_count"
+                    f" from {table} where {of_source}{past}"
+                    for table in own.tables
+                    # What has no part may not even be made yet.
+                    if table in standing
+                ]
     found: dict[str, int] = {}
     if counts:
         for row in clickhouse.rows(settings, " union all ".join(counts)):
@@ -320,18 +311,22 @@ def _due(
     return found
 
 
-def _cutoff(bounds: Sequence[tuple[str, str, date]]) -> str:
-    """The first day that stays, as SQL: one look-up, however many windows of workspaces' own."""
+def _past(day: str, bounds: Sequence[tuple[str, str, date]]) -> Iterator[str]:
+    """Predicates, none of which meets another's rows, for what is past its window."""
     default = next(cutoff for workspace_id, _, cutoff in bounds if not workspace_id)
+    # Whole months: the parts know their own number of rows.
+    yield f"{day} < {clickhouse.literal(default)}"
     own = {workspace_id: cutoff for workspace_id, _, cutoff in bounds if workspace_id}
-    if not own:
-        return clickhouse.literal(default)
-    names = ", ".join(clickhouse.literal(workspace_id) for workspace_id in own)
-    days = ", ".join(f"'{cutoff}'" for cutoff in own.values())
-    return (
-        f"transform(workspace_id, [{names}], cast([{days}] as Array(Date)),"
-        f" {clickhouse.literal(default)})"
-    )
+    if own:
+        names = ", ".join(clickhouse.literal(workspace_id) for workspace_id in own)
+        days = ", ".join(f"'{cutoff}'" for cutoff in own.values())
+        # Tables are sorted by workspace and day; one look-up, however many windows there are.
+        yield (
+            f"{day} >= {clickhouse.literal(default)}"
+            f" and {day} < {clickhouse.literal(max(own.values()))} and workspace_id in ({names})"
+            f" and {day} < transform(workspace_id, [{names}], cast([{days}] as Array(Date)),"
+            f" {clickhouse.literal(default)})"
+        )
 
 
 def _last_purges(connection: Connection) -> dict[str, LastPurge]:
@@ -361,12 +356,23 @@ def _waiting(connection: Connection, plan: Row) -> Iterator[Waiting]:
     held: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for own in plan["held"] or []:
         held.setdefault((own["data_class"], own["reason"]), []).append(own)
-    for (name, reason), rows in list(held.items())[:SHOWN]:
+    shown = list(held.items())[:SHOWN]
+    # A plan names holds by their numbers alone: "hold 3, 7".
+    numbers = {reason: [int(number) for number in _NUMBER.findall(reason)] for _, reason in held}
+    given = {
+        row["hold_id"]: row["reason"]
+        for row in connection.execute(
+            "select hold_id, reason from control.holds where hold_id = any(%s)",
+            [sorted({number for (_, reason), _ in shown for number in numbers[reason]})],
+        )
+    }
+    for (name, reason), rows in shown:
         months = [date.fromisoformat(row["month"][:10]) for row in rows]
+        why = "; ".join(given[number] for number in numbers[reason] if number in given)
         yield Waiting(
             name,
             "held",
-            reason,
+            f"{reason}: {why}" if why else reason,
             len({row["workspace_id"] for row in rows}),
             sum(int(row["rows"]) for row in rows),
             min(months),

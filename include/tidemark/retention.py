@@ -202,6 +202,17 @@ def plan(
         )
 
 
+def begin(settings: Settings, found: Plan, *, note: Note = lambda _: None) -> None:
+    """What goes before the first class of a plan that is carried out step by step.
+
+    Raises:
+        TidemarkError: a store does not answer.
+    """
+    ladder = policy.read(settings)
+    with warehouse(settings, note) as connection:
+        _begin(settings, connection, ladder, found)
+
+
 def prove(
     settings: Settings,
     found: Plan,
@@ -305,10 +316,8 @@ def purge(
             steps = door.resume()
             found = _plan(settings, connection, ladder, as_of)
             policy.record(connection, ladder, clock())
-            # From now on these windows are what the marts can answer for.
-            building.publish_windows(settings, connection, ladder)
             planning.store(connection, found, clock())
-            cold.sweep(settings, connection, found.steps)
+            _begin(settings, connection, ladder, found)
             if found.needs_approval and not approved_by:
                 # Before the work of proving it.
                 door.purge(found, {}, as_of=as_of, current=found)
@@ -337,6 +346,12 @@ def stored_plan(settings: Settings, plan_id: str) -> Plan:
     """
     with warehouse(settings) as connection:
         return planning.stored(connection, plan_id)
+
+
+def _begin(settings: Settings, connection: Connection, ladder: Policy, found: Plan) -> None:
+    # From now on these windows are what the marts can answer for.
+    building.publish_windows(settings, connection, ladder)
+    cold.sweep(settings, connection, found.steps)
 
 
 def _plan(

@@ -107,6 +107,7 @@ def plan() -> None:
         report = retention.plan(
             runs.settings(), as_of=runs.as_of(context), now=runs.clock(), gate=gate
         )
+        retention.begin(runs.settings(), report.plan, note=runs.log.info)
     context["ti"].xcom_push("plan", _message(report))
     idle = [f"{name}.gate" for name in classes() if name not in report.plan.classes]
     if not report.plan.needs_approval:

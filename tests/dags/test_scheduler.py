@@ -2,16 +2,13 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
 from airflow_home import AirflowHome, airflow_home
-from chromium import installed, page
 from deliveries import CANARY, deliver
 from tidemark import postgres
 
@@ -72,31 +69,6 @@ def test_files_become_marts(home: AirflowHome) -> None:
     run = home.newest("transform")
     assert run is not None
     assert "int_pixel_daily" in home.log("transform", run, "intermediate")
-
-
-def test_the_page_is_for_those_who_may_see_it(home: AirflowHome) -> None:
-    stranger = home.token_of("stranger")
-    for path in ("/retention/", "/retention/proofs/index.html", "/retention/lineage"):
-        assert home.fetch(path).status == 401
-        assert home.fetch(path, cookie="no.such.token").status in (401, 403)
-        assert home.fetch(path, cookie=stranger).status == 403
-    assert home.fetch("/retention/", cookie=home.token_of("reader")).status == 200
-    answer = home.fetch("/retention/", cookie=home.token)
-    assert answer.status == 200
-    text = answer.body.decode()
-    assert "pixel_events" in text
-    assert "Missing deliveries" in text
-    assert CANARY not in text
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    # Nothing comes from elsewhere.
-    assert "http://" not in text.replace("http://www.w3.org", "")
-    assert "https://" not in text
-    assert home.fetch("/retention/proofs/index.html", cookie=home.token).status == 200
-    outside = quote("../../secrets/master.key", safe="")
-    assert home.fetch(f"/retention/proofs/{outside}", cookie=home.token).status == 404
-    assert home.fetch("/retention/openapi.json", cookie=home.token).status == 404
-    assert home.sign_in("admin", "wrong").status == 401
 
 
 def test_marking_tasks_as_success_opens_no_gate(home: AirflowHome) -> None:
@@ -269,66 +241,3 @@ def test_airflows_traces_go_with_their_window(home: AirflowHome) -> None:
     # What is inside the window stays.
     assert home.state("retention_nightly", "approved") == "success"
     assert (logs / "run_id=approved").is_dir()
-
-
-@pytest.mark.skipif(installed() is None, reason="no Chromium is installed")
-def test_the_page_in_a_browser(home: AirflowHome, tmp_path: Path) -> None:
-    base = f"http://127.0.0.1:{home.warehouse.settings.airflow_port}"
-    with page() as tab:
-        tab.size(1400, 1400)
-        tab.call("Network.setCookie", name="_token", value=home.token, url=base)
-        tab.dark(dark=False)
-        tab.open(f"{base}/retention/")
-        ladder = "document.querySelector('#ladder ~ .scroll').querySelectorAll('tbody tr').length"
-        assert tab.ask(ladder) == 8
-        background = "getComputedStyle(document.body).backgroundColor"
-        light = tab.ask(background)
-        tab.picture(tmp_path / "light.png")
-        tab.dark(dark=True)
-        assert tab.ask(background) != light
-        tab.picture(tmp_path / "dark.png")
-        # Airflow's own choice goes before the system's.
-        tab.ask("localStorage.setItem('theme', 'light')")
-        tab.open(f"{base}/retention/")
-        assert tab.ask(background) == light
-
-        reached = []
-        for _ in range(12):
-            tab.press("Tab", 9)
-            reached.append(
-                tab.ask(
-                    "document.activeElement.getAttribute('aria-label')"
-                    " || document.activeElement.innerText.trim()"
-                )
-            )
-        assert reached[0] == "Skip to the ladder"
-        assert "The ladder, class by class" in reached
-        assert "Freshness and gaps of each source" in reached
-        unnamed = (
-            "[...document.querySelectorAll('svg')].filter(own => own.getAttribute('aria-hidden')"
-            " !== 'true' && !own.getAttribute('aria-label')).length"
-        )
-        assert tab.ask(unnamed) == 0
-
-        hosts = {own["request"]["url"].split("/")[2] for own in tab.of("Network.requestWillBeSent")}
-        assert hosts == {base.removeprefix("http://")}
-        assert tab.of("Runtime.exceptionThrown") == []
-        assert [own for own in tab.of("Log.entryAdded") if own["entry"]["level"] == "error"] == []
-
-        tab.size(480, 900)
-        assert tab.ask("document.documentElement.scrollWidth <= 480")
-
-        tab.size(1400, 900)
-        tab.open(f"{base}/")
-        tab.until(
-            "[...document.querySelectorAll('a')].some(own => own.href.endsWith('/retention'))"
-        )
-        tab.open(f"{base}/plugin/retention")
-        tab.until(
-            "Boolean(document.querySelector('iframe')?.contentDocument?.querySelector('#ladder'))"
-        )
-        tab.picture(tmp_path / "framed.png")
-    pictures = os.environ.get("TIDEMARK_TEST_PICTURES")
-    if pictures:
-        for picture in tmp_path.glob("*.png"):
-            shutil.copy(picture, pictures)
