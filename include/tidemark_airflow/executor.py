@@ -5,7 +5,8 @@ import logging
 
 from airflow.executors.local_executor import LocalExecutor
 
-#: What takes seconds of a processor to import.
+#: What takes seconds of a processor to import. Imported alone: a project that dbt has read here
+#: leaves locks behind on which the tasks wait for ever.
 HEAVY = (
     "dbt.adapters.clickhouse",
     "dbt.cli.main",
@@ -24,22 +25,9 @@ class ReadyExecutor(LocalExecutor):
     """
 
     def start(self) -> None:
-        """Import and make ready, then start the workers."""
+        """Import, then start the workers."""
         # It says of hundreds of its functions that it can't document them.
         logging.getLogger("great_expectations").setLevel(logging.WARNING)
         for name in HEAVY:
             importlib.import_module(name)
-        self._read_project()
         super().start()
-
-    def _read_project(self) -> None:
-        """Let dbt make the code with which it reads a project; what it read is not kept."""
-        from tidemark import build
-        from tidemark.config import Settings
-        from tidemark.errors import TidemarkError
-
-        try:
-            build.parse(Settings.from_env())
-        except TidemarkError as error:
-            # The task that needs it says so too.
-            self.log.warning("%s", error)
