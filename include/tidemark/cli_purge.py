@@ -9,6 +9,7 @@ import typer
 
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.config import Settings
+from tidemark.errors import TidemarkError
 from tidemark.output import emit, note, print_rows, to_json
 
 if TYPE_CHECKING:
@@ -106,7 +107,6 @@ def purge(
     after an interruption, it finishes what was begun.
     """
     from tidemark import gate, retention
-    from tidemark.errors import TidemarkError
 
     try:
         report = retention.purge(
@@ -117,19 +117,28 @@ def purge(
             approved_by=getpass.getuser() if approve else None,
             note=note,
         )
-    except retention.PurgeRefused as error:
+        if report.problems:
+            raise _Problems(report)
+    except (retention.PurgeRefused, _Problems) as error:
         if not as_json:
             _print_report(error.report)
             raise
+        # One document: what was done, and what is wrong with it.
         note(f"tidemark: {error}")
         print(
             to_json({**error.report.as_dict(), "error": str(error), "exit_code": error.exit_code})
         )
         return error.exit_code
     emit(report.as_dict(), lambda: _print_report(report), as_json=as_json)
-    if report.problems:
-        raise TidemarkError("; ".join(report.problems))
     return 0
+
+
+class _Problems(TidemarkError):
+    """Verifying found something after a purge."""
+
+    def __init__(self, report: "PurgeReport") -> None:
+        self.report = report
+        super().__init__("; ".join(report.problems))
 
 
 def _print_report(report: "PurgeReport") -> None:
