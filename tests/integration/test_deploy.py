@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from homes import Warehouse
-from tidemark import postgres, secrets_store
+from tidemark import clickhouse, postgres, reference, secrets_store
 from unit.test_deploy import ROOT, maker
 
 _ENGINE = """
@@ -41,10 +43,11 @@ def test_clickhouse_takes_the_configuration(tmp_path: Path) -> None:
     for name in ("server.xml", "cluster.xml"):
         text = (mounted / name).read_text().replace("/run/secrets/clickhouse.xml", secret)
         (tmp_path / "config.d" / name).write_text(text.replace("/data/", f"{tmp_path}/"))
-    # The embedded engine works as the user `default`, which the servers do not have.
+    # The embedded engine works as the user `default`, who may do next to nothing on the servers.
     users = (mounted / "users.xml").read_text().replace("/run/secrets/clickhouse.xml", secret)
-    assert '<default remove="remove"/>' in users
-    (tmp_path / "users.d" / "users.xml").write_text(users.replace('<default remove="remove"/>', ""))
+    (tmp_path / "users.d" / "users.xml").write_text(
+        re.sub(r"<default .*?</default>", "", users, flags=re.DOTALL)
+    )
     queries = [
         "select macro, substitution from system.macros order by macro",
         "select host_name, toString(shard_num), toString(replica_num) from system.clusters"
@@ -73,6 +76,79 @@ def test_clickhouse_takes_the_configuration(tmp_path: Path) -> None:
     assert disks == [["backups"]]
     assert grants == [["SELECT"]]
     assert limits == [["readonly", "2"]]
+
+
+_DICTIONARIES = """
+import json, sys
+from chdb import session
+engine = session.Session(f"{sys.argv[1]}/data?config-file={sys.argv[1]}/config.xml")
+answers = []
+for query in json.load(sys.stdin):
+    try:
+        answers.append(str(engine.query(query, "TabSeparated")).strip())
+    except RuntimeError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def test_dictionaries_read_their_tables_as_the_servers_default_user(tmp_path: Path) -> None:
+    users = ElementTree.fromstring((ROOT / "deploy" / "clickhouse" / "users.xml").read_text())
+    own = users.find("users/default")
+    assert own is not None
+    assert own.get("replace") == "replace"
+    assert [place.text for place in own.findall("networks/ip")] == ["127.0.0.1", "::1"]
+    schema = (ROOT / "include" / "sql" / "clickhouse" / "040_dictionaries.sql").read_text()
+    made = [*clickhouse.split_statements(schema), reference._GEO_DICTIONARY]
+    sources = [
+        re.search(r"source\(clickhouse\(db '(\w+)' table '(\w+)'\)\)", text) for text in made
+    ]
+    tables = {f"{found[1]}.{found[2]}" for found in sources if found}
+    assert len(tables) == len(made) == 4
+    granted = {query.text or "" for query in own.findall("grants/query")}
+    assert granted == {f"grant select on {table}" for table in tables}
+
+    def answers(limited: bool, queries: list[str]) -> list[str]:
+        text = "<access_management>1</access_management>"
+        if limited:
+            # The engine asks as the user it has: here that one asks for the value besides.
+            text = "".join(f"<query>{query}</query>" for query in [*sorted(granted), *allowed])
+            text = f"<grants>{text}</grants>"
+        (tmp_path / "users.xml").write_text(
+            "<clickhouse><users><default><no_password/><networks><ip>127.0.0.1</ip><ip>::1</ip>"
+            f"</networks><profile>analyst</profile><quota>default</quota>{text}</default></users>"
+            "<profiles><default/>"
+            f"<analyst>{'<readonly>2</readonly>' if limited else ''}</analyst></profiles>"
+            "<quotas><default/></quotas></clickhouse>"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", _DICTIONARIES, str(tmp_path)],
+            input=json.dumps(queries), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        return list(json.loads(ran.stdout))
+
+    (tmp_path / "config.xml").write_text(
+        f"<clickhouse><users_config>{tmp_path}/users.xml</users_config></clickhouse>"
+    )
+    assert not any(
+        answers(
+            False,
+            [
+                "create database reference",
+                "create table reference.source_hosts (host String, kind String, name String)"
+                " engine = MergeTree order by host",
+                "insert into reference.source_hosts values ('chatgpt.com', 'ai', 'ChatGPT')",
+                *(text for text in made if "source_hosts" in text),
+            ],
+        )
+    )
+    ask = ["select dictGet('reference.source_hosts_lookup', 'kind', 'chatgpt.com')"]
+    allowed = ["grant dictGet on *.*"]
+    assert answers(True, ask) == ["ai"]
+    granted.discard("grant select on reference.source_hosts")
+    (refused,) = answers(True, ask)
+    assert "ON reference.source_hosts" in refused
 
 
 def test_postgres_is_set_up_as_on_a_laptop(warehouse: Warehouse, tmp_path: Path) -> None:
