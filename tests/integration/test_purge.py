@@ -4,8 +4,12 @@ One history for all: each test purges months that no other touches, by a day of 
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -312,6 +316,63 @@ def test_a_killed_purge_is_finished_by_the_next(built: Warehouse) -> None:
     assert built.run("audit", "--json").code == 0
 
 
+def test_a_clock_that_is_set_back_opens_nothing_and_harms_nothing(built: Warehouse) -> None:
+    due = "local_date < '2025-02-01'"
+    rows = count(built, "raw.pixel_events", due)
+    assert rows > 0
+    asked_at_the_gate: list[datetime] = []
+    is_at_the_gate = False
+
+    def at_the_gate(line: str) -> None:
+        nonlocal is_at_the_gate
+        is_at_the_gate |= line == "pixel_events: at the gate"
+
+    def jumping() -> datetime:
+        """Right until the gate has its time for the verdict, two hours behind from then on."""
+        if not is_at_the_gate or not asked_at_the_gate:
+            asked_at_the_gate.extend([now()] if is_at_the_gate else [])
+            return now()
+        return now() - timedelta(hours=2)
+
+    with pytest.raises(retention.PurgeRefused, match="it holds for 24 hours"):
+        retention.purge(
+            built.settings, as_of=date(2026, 3, 10), clock=jumping, gate=gate, note=at_the_gate
+        )
+    assert count(built, "raw.pixel_events", due) == rows
+    # A clock that is behind from the start is only a wrong date on the entries.
+    behind = lambda: now() - timedelta(days=3)  # noqa: E731
+    report = retention.purge(built.settings, as_of=date(2026, 3, 10), clock=behind, gate=gate)
+    assert {step.status for step in report.steps} == {"done"}
+    assert count(built, "raw.pixel_events", due) == 0
+    assert built.run("purge", "--as-of", "2026-03-10", "--json").json["steps"] == []
+    assert built.run("audit", "--json").code == 0
+
+
+def test_two_purges_at_once_take_each_step_once(built: Warehouse) -> None:
+    before = [row for row in figures(built) if row.get("date_day", "9") >= "2024-08-01"]
+    assert count(built, "raw.orders", "local_date < '2024-08-01'") > 0
+    command = [str(Path(sys.executable).with_name("tidemark")), "purge", "--as-of", "2026-09-10"]
+    environment = {**os.environ, **built.env}
+    both = [
+        subprocess.Popen([*command, "--json"], env=environment, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    reports = [json.loads(one.communicate(timeout=600)[0]) for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    steps = [step for report in reports for step in report["steps"]]
+    assert len(steps) == len({step["step_id"] for step in steps}) > 4
+    assert {step["status"] for step in steps} == {"done"}
+    assert count(built, "raw.orders", "local_date < '2024-08-01'") == 0
+    assert [row for row in figures(built) if row.get("date_day", "9") >= "2024-08-01"] == before
+    [done] = postgres_rows(
+        built,
+        "select count(*) as entries, count(distinct document ->> 'step_id') as steps"
+        " from control.ledger where kind = 'step_done'",
+    )
+    assert done["entries"] == done["steps"]
+    assert built.run("audit", "--json").code == 0
+
+
 def test_orders_and_marts_go_and_cohorts_stay(built: Warehouse) -> None:
     before = figures(built)
     cohorts = [row for row in before if "cohort_month" in row]
@@ -357,3 +418,16 @@ def test_a_large_plan_waits_for_a_person(built: Warehouse, monkeypatch: pytest.M
         " order by entry_id desc limit 1",
     )
     assert row["who"]
+
+
+def test_what_verifying_finds_is_one_document(built: Warehouse) -> None:
+    orphan = "intermediate.int_orders__replace_days"
+    clickhouse.execute(built.settings, f"create table {orphan} as intermediate.int_orders")
+    try:
+        found = built.run("purge", "--as-of", "2026-11-10", "--json", check=False)
+        assert found.code == found.json["exit_code"] == 1
+        assert orphan in found.json["error"]
+        assert found.json["error"] == "; ".join(found.json["problems"])
+    finally:
+        clickhouse.execute(built.settings, f"drop table {orphan} sync")
+    assert built.run("purge", "--as-of", "2026-11-10", "--json").code == 0
