@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from chdb_http.testing import Daemon
-from homes import Warehouse, free_ports, new_home
+from homes import Outcome, Warehouse, free_ports, new_home
 from tidemark import clickhouse, postgres
 from tidemark.config import Settings
 
@@ -61,6 +61,8 @@ class Sent:
     replica: int
     statement: str
     parameters: Mapping[str, str]
+    #: Of the command line that sent it; empty where a test did.
+    verb: str = ""
 
 
 @dataclass
@@ -109,6 +111,8 @@ class Cluster:
     #: Tables under whose name all rows are read, by what holds them.
     distributed: dict[str, str] = field(default_factory=dict)
     replicated: set[str] = field(default_factory=set)
+    #: What the command line is at.
+    verb: str = ""
     lock: Any = field(default_factory=threading.RLock)
 
     @property
@@ -234,7 +238,7 @@ class _Gate(BaseHTTPRequestHandler):
         if not statement:
             self._answer(*self._forward(replica, self.path, body))
             return
-        cluster.sent.append(Sent(replica.number, statement, parameters))
+        cluster.sent.append(Sent(replica.number, statement, parameters, cluster.verb))
         text = cluster.rewritten(statement)
         if in_url:
             path, data = f"{parts.path}?{urlencode({**parameters, 'query': text})}", body
@@ -292,6 +296,21 @@ class _Gate(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+@dataclass(frozen=True)
+class Watched(Warehouse):
+    """A warehouse on a cluster, which is told the verb that runs."""
+
+    cluster: Cluster
+
+    def run(self, *arguments: str, check: bool = True) -> Outcome:
+        """As on a laptop."""
+        self.cluster.verb = arguments[0]
+        try:
+            return super().run(*arguments, check=check)
+        finally:
+            self.cluster.verb = ""
+
+
 @contextlib.contextmanager
 def new_cluster(replicas: int = 2) -> Iterator[tuple[Warehouse, Cluster]]:
     """A home whose profile is a cluster's, over a laptop's PostgreSQL and its engine as first."""
@@ -332,7 +351,7 @@ def new_cluster(replicas: int = 2) -> Iterator[tuple[Warehouse, Cluster]]:
             "TIDEMARK_CLICKHOUSE_ANALYST_URL": url,
             "TIDEMARK_POSTGRES_URL": postgres.url(laptop.settings),
         }
-        yield Warehouse(Settings.from_env(env), env), cluster
+        yield Watched(Settings.from_env(env), env, cluster), cluster
 
 
 @contextlib.contextmanager

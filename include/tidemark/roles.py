@@ -21,11 +21,14 @@ from tidemark.topology import Topology
 WORKSPACE_ANALYST = "workspace_analyst"
 
 _Relation = Annotated[str, Field(pattern=r"^(\*|[a-z_]+)\.(\*|[a-z_]+)$")]
+_Privilege = Annotated[str, Field(pattern=r"^[a-zA-Z ]+$")]
 _PRIVILEGES = {
     "read": "select",
     "append": "insert",
     "remove": "alter delete, truncate",
-    "define": "create table, create view, drop table, drop view, alter table",
+    # Not `alter table`, which includes changes of rows.
+    "define": "create table, create view, create dictionary, drop table, drop view, alter column,"
+    " alter index, alter modify comment",
 }
 _COMMANDS = {"read": "select", "append": "insert", "change": "update", "remove": "delete"}
 _LOCKS = ("pg_advisory_lock", "pg_try_advisory_lock", "pg_advisory_xact_lock")
@@ -44,7 +47,9 @@ class ClickHouseRights(_Strict):
     append: tuple[_Relation, ...] = ()
     remove: tuple[_Relation, ...] = ()
     define: tuple[_Relation, ...] = ()
-    use: tuple[Annotated[str, Field(pattern=r"^[a-zA-Z ]+$")], ...] = ()
+    use: tuple[_Privilege, ...] = ()
+    #: The same where there is a cluster, whose hosts ask each other.
+    use_on_cluster: tuple[_Privilege, ...] = ()
     own_rows: tuple[_Relation, ...] = ()
     #: Views among them, which read for their reader what it may not read itself.
     definer_views: tuple[_Relation, ...] = ()
@@ -145,7 +150,7 @@ def clickhouse(declaration: Declaration, cluster: str | None = None) -> Iterator
         for right, privileges in _PRIVILEGES.items():
             for relation in _everywhere(getattr(rights, right), cluster):
                 yield f"grant{everywhere} {privileges} on {_place(relation)} to {identifier(name)}"
-        for right in rights.use:
+        for right in (*rights.use, *(rights.use_on_cluster if cluster else ())):
             yield f"grant{everywhere} {right} on *.* to {identifier(name)}"
         for view in rights.definer_views:
             yield (

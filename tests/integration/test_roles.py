@@ -1,20 +1,23 @@
 """Roles: what the declaration says is what the stores grant, and nobody crosses it."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 
 from homes import Warehouse, new_home, run_cli
-from tidemark import clickhouse, postgres, roles
+from tidemark import clickhouse, engines, postgres, roles
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
 
@@ -207,34 +210,102 @@ def verbs() -> Iterator[Warehouse]:
         home.run("workspace", "add", "shop", "--timezone", "UTC", "--currency", "EUR",
                  "--plan", "pro")  # fmt: skip
         make_logins(home)
-        folder = Path(home.settings.landing) / "pixel" / "shop" / "2025-02-04"
-        folder.mkdir(parents=True)
-        line = {
-            "event_id": "1", "event_name": "$pageview", "timestamp": "2025-02-03T10:00:00Z",
-            "anonymous_id": "a", "url": "https://shop.example/", "ip": "81.2.69.142",
-        }  # fmt: skip
-        (folder / "events.jsonl").write_text(json.dumps(line) + "\n")
+        (running,) = (own for own in engines.status(home.settings) if own.name == "clickhouse")
+        engine = psutil.Process(running.pid)
+        engine.terminate()
+        engine.wait(60)
+        put_event(home, "2025-02-03")
         assert as_member(home, "loads", "load", "--as-of", "2025-02-10")["stored"] == 1
         assert as_member(home, "builds", "build", "--as-of", "2025-02-10")["gate"]["success"]
         yield home
 
 
+def put_event(home: Warehouse, day: str) -> None:
+    folder = Path(home.settings.landing) / "pixel" / "shop" / day
+    folder.mkdir(parents=True)
+    line = {
+        "event_id": day, "event_name": "$pageview", "timestamp": f"{day}T10:00:00Z",
+        "anonymous_id": "a", "url": "https://shop.example/", "ip": "81.2.69.142",
+    }  # fmt: skip
+    (folder / "events.jsonl").write_text(json.dumps(line) + "\n")
+
+
+LOGINS = {
+    "loads": "tidemark_loader", "builds": "tidemark_transformer",
+    "purges": "tidemark_purger", "audits": "tidemark_auditor",
+}  # fmt: skip
+
+
 def as_member(home: Warehouse, login: str, *arguments: str) -> Any:
-    """What a command answers that a cluster's worker runs with this login."""
+    """What a command answers that a cluster's worker runs with this login, in both stores."""
     env = {
         **home.env,
         "TIDEMARK_PROFILE": "cluster",
         "TIDEMARK_POSTGRES_URL": url(home, login),
         "TIDEMARK_CLICKHOUSE_URL": clickhouse.endpoint(home.settings, "owner").url,
     }
-    outcome = run_cli([*arguments, "--json"], env)
+    with endpoint(home, granted(home, LOGINS[login])):
+        outcome = run_cli([*arguments, "--json"], env)
     assert outcome.code == 0, outcome.stderr
     return outcome.json
+
+
+def granted(home: Warehouse, role: str) -> list[str]:
+    """What ClickHouse's SQL grants to a role, with nobody named."""
+    to = f" to `{role}`"
+    return [
+        statement.removesuffix(to)
+        for statement in roles.clickhouse(declaration(home))
+        if statement.startswith("grant ") and statement.endswith(to)
+    ]
+
+
+@contextlib.contextmanager
+def endpoint(home: Warehouse, grants: Sequence[str] = ()) -> Iterator[None]:
+    """ClickHouse, whose engine lets its user do nothing but what these statements grant."""
+    config = json.loads((home.settings.run / "clickhouse.json").read_text())
+    if grants:
+        # The endpoint itself makes the database `default`, and reads a body from a pipe.
+        grants = [*grants, "grant all on default.*", "grant file on *.*"]
+        queries = "".join(f"<query>{own}</query>" for own in grants)
+        users = home.settings.run / "users.xml"
+        users.write_text(
+            "<clickhouse><users><default><password/><networks><ip>::/0</ip></networks>"
+            "<profile>default</profile><quota>default</quota>"
+            f"<grants>{queries}</grants></default></users>"
+            "<profiles><default/></profiles><quotas><default/></quotas></clickhouse>"
+        )
+        config["server"] = {**config["server"], "users_config": str(users)}
+    file = home.settings.run / "granted.json"
+    file.write_text(json.dumps(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chdb_http", "--config", str(file)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                clickhouse.execute(home.settings, "select 1", timeout=5)
+                break
+            except TidemarkError:
+                assert process.poll() is None, (home.settings.logs / "clickhouse.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def test_each_verb_runs_with_its_own_role(verbs: Warehouse) -> None:
     purged = as_member(verbs, "purges", "purge", "--as-of", "2026-11-20")
     assert purged["rows"] == 1
+    recalled = as_member(
+        verbs, "purges", "recall", "pixel_events", "--workspace", "shop", "--month", "2025-02",
+        "--reason", "audit", "--as-of", "2026-11-20",
+    )  # fmt: skip
+    assert recalled["rows"] == 1
     audited = as_member(verbs, "audits", "audit")
     assert audited["findings"] == []
     assert [step["data_class"] for step in audited["destroyed"]] == ["pixel_events"]
@@ -292,36 +363,59 @@ def test_the_engine_parses_every_statement(cluster: str | None) -> None:
             assert ("ALTER DELETE", "raw.*") not in granted[name]
 
 
-def test_relations_of_clickhouse_exist_and_have_a_workspace(verbs: Warehouse) -> None:
+def test_a_role_does_nothing_but_its_own(verbs: Warehouse) -> None:
+    """The same engine that lets the verbs through refuses what they do not need."""
+    refused = {
+        "loads": ["select * from marts.kpis_daily", "drop table retention.permits"],
+        "builds": ["truncate table raw.orders", "alter table retention.permits delete where true"],
+        "purges": ["drop table raw.orders", "insert into raw.orders select * from raw.orders"],
+        "audits": ["select * from raw.pixel_events", "truncate table marts.summary_kpis_daily"],
+    }
+    for login, statements in refused.items():
+        with endpoint(verbs, granted(verbs, LOGINS[login])):
+            for statement in statements:
+                with pytest.raises(clickhouse.ClickHouseError, match="Not enough privileges"):
+                    clickhouse.execute(verbs.settings, statement)
+
+
+@pytest.fixture
+def used(verbs: Warehouse) -> Iterator[Warehouse]:
+    """The same, and everything may be asked there."""
+    with endpoint(verbs):
+        yield verbs
+
+
+def test_relations_of_clickhouse_exist(used: Warehouse) -> None:
     clickhouse_tables = {
         f"{row['database']}.{row['name']}": row
         for row in clickhouse.rows(
-            verbs.settings, "select database, name, engine from system.tables"
+            used.settings, "select database, name, engine from system.tables"
         )
     }
     databases = {name.split(".")[0] for name in clickhouse_tables} | {
-        row["name"] for row in clickhouse.rows(verbs.settings, "show databases")
+        row["name"] for row in clickhouse.rows(used.settings, "show databases")
     }
     privileges = {
         row["privilege"]
         for row in clickhouse.rows(
-            verbs.settings, "select toString(privilege) as privilege from system.privileges"
+            used.settings, "select toString(privilege) as privilege from system.privileges"
         )
     }
-    for role in declaration(verbs).roles.values():
+    for role in declaration(used).roles.values():
         rights = role.clickhouse
-        assert {own if own == "dictGet" else own.upper() for own in rights.use} <= privileges
+        for own in (*rights.use, *rights.use_on_cluster):
+            assert (own if own == "dictGet" else own.upper()) in privileges, own
         for relation in {*rights.read, *rights.append, *rights.remove, *rights.define}:
             database, table = relation.split(".")
             assert database == "*" or database in databases, relation
             assert table == "*" or relation in clickhouse_tables, relation
 
 
-def test_an_analysts_relations_have_workspaces(verbs: Warehouse) -> None:
-    reader = declaration(verbs).roles[roles.WORKSPACE_ANALYST].clickhouse
+def test_an_analysts_relations_have_workspaces(used: Warehouse) -> None:
+    reader = declaration(used).roles[roles.WORKSPACE_ANALYST].clickhouse
     assert reader.own_rows == reader.read
     tables = clickhouse.rows(
-        verbs.settings,
+        used.settings,
         "select concat(database, '.', name) as name, database, engine,"
         " has(groupArray(c.name), 'workspace_id') as has_workspace from system.tables as t"
         " left join system.columns as c on c.database = t.database and c.table = t.name"
