@@ -374,7 +374,7 @@ def test_roles_may_send_what_their_verbs_send(stand: Stand) -> None:
                 if "*.*" in declared.roles[name].clickhouse.read:
                     what = "select on *.*"
             assert f"grant on cluster `{CLUSTER}` {what} to `{name}`" in granted, (name, right)
-    assert needed["tidemark_loader"] >= {"cluster", "remote", "system.clusters"}
+    assert needed["tidemark_loader"] >= {"cluster", "remote"}
     assert needed["tidemark_transformer"] >= {"cluster", "remote"}
     assert needed["tidemark_purger"] >= {
         "cluster", "remote", "system sync replica", "system.mutations", "system.parts",
