@@ -217,6 +217,8 @@ def verbs() -> Iterator[Warehouse]:
         put_event(home, "2025-02-03")
         assert as_member(home, "loads", "load", "--as-of", "2025-02-10")["stored"] == 1
         assert as_member(home, "builds", "build", "--as-of", "2025-02-10")["gate"]["success"]
+        again = ("build", "--from", "2025-02-03", "--to", "2025-02-03", "--as-of", "2025-02-10")
+        assert as_member(home, "builds", *again)["gate"]["success"]
         yield home
 
 
