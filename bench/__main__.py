@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -240,14 +241,21 @@ def profile(settings: Settings, file: Path) -> list[tuple[str, float]]:
         flows.warehouse(settings) as connection,
         load.trial(settings, connection, landing, as_of=AS_OF, now=clock()) as trial,
     ):
-
-        def parse(left_out: Collection[str]) -> float:
-            return min(timed(lambda: trial.run(left_out)) for _ in range(2))
-
-        everything = parse(())
-        reading = parse(set(trial.columns) - {"load_id", "line_number"})
-        seconds = [("all rules", everything), ("read, split into lines, number them", reading)]
-        return seconds + [(rule, max(everything - parse(adds), 0.0)) for rule, adds in RULES]
+        reading = set(trial.columns) - {"load_id", "line_number"}
+        variants: dict[str, Collection[str]] = {
+            "all rules": (),
+            "read, split into lines, number them": reading,
+            **dict(RULES),
+        }
+        best = dict.fromkeys(variants, float("inf"))
+        # In turns, so that what else the machine does falls on all of them.
+        for _ in range(3):
+            for name, left_out in variants.items():
+                best[name] = min(best[name], timed(partial(trial.run, left_out)))
+        everything = best["all rules"]
+        for rule, _ in RULES:
+            best[rule] = max(everything - best[rule], 0.0)
+        return list(best.items())
 
 
 def replay(settings: Settings, log: Path) -> float:

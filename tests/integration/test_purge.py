@@ -421,8 +421,9 @@ def test_a_large_plan_waits_for_a_person(built: Warehouse, monkeypatch: pytest.M
 
 
 def test_what_verifying_finds_is_one_document(built: Warehouse) -> None:
-    orphan = "intermediate.int_orders__replace_days"
-    clickhouse.execute(built.settings, f"create table {orphan} as intermediate.int_orders")
+    # A purge sweeps what a build leaves, and not what a load does.
+    orphan = "load.stage"
+    clickhouse.execute(built.settings, f"create table {orphan} as raw.pixel_events")
     try:
         found = built.run("purge", "--as-of", "2026-11-10", "--json", check=False)
         assert found.code == found.json["exit_code"] == 1
