@@ -196,12 +196,13 @@ def _recalled(
     """The figures of a range's recalled days, before a build takes them from where they lie."""
     if from_date is None and to_date is None:
         return ()
+    recalled = frozen.recalled(connection, from_date, to_date, as_of)
     # Who only builds may not read the ledger.
-    if not frozen.recalled(connection, from_date, to_date, as_of):
+    if not recalled:
         return ()
     with ledger.kept_outside(settings, connection, clock):
         return rebuild.rebuild(
-            settings, connection, policy.read(settings), from_date, to_date, as_of, clock()
+            settings, connection, policy.read(settings), recalled, from_date, clock()
         )
 
 

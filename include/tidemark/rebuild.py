@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
-from tidemark import clickhouse, frozen, ledger, purge
+from tidemark import clickhouse, ledger, purge
 from tidemark import plan as planning
 from tidemark.clickhouse import identifier, identifiers, literal
 from tidemark.config import Settings
@@ -73,12 +73,11 @@ def rebuild(
     settings: Settings,
     connection: Connection,
     ladder: Policy,
+    recalled: Sequence[tuple[str, str, date]],
     from_date: date | None,
-    to_date: date | None,
-    as_of: date,
     now: datetime,
 ) -> tuple[Rebuilt, ...]:
-    """Make the figures of the purged days of a range again, as far as they are recalled.
+    """Make the figures of recalled purged days again.
 
     What one step closed of a workspace is made as a whole, for that is what the ledger speaks of.
     Safe to run again at any time. The caller holds the warehouse's lock and copies the ledger's
@@ -86,14 +85,14 @@ def rebuild(
 
     Args:
         connection: commits by itself.
-        from_date, to_date: both ends belong to it; None has no end on that side.
-        as_of: the day by which a recall has expired or not.
+        recalled: the class, workspace and month of each; see `frozen.recalled`.
+        from_date: leave alone what a step closed before this day; None for nothing.
 
     Raises:
         TidemarkError: a store does not answer.
     """
     found: list[Rebuilt] = []
-    for data_class, workspace_id, month in frozen.recalled(connection, from_date, to_date, as_of):
+    for data_class, workspace_id, month in recalled:
         tiered = _tiered(connection, workspace_id, month)
         for step, digests in _steps(connection, data_class, workspace_id, month):
             for mart, digest in sorted(digests.items()):

@@ -340,8 +340,12 @@ def test_a_clock_that_is_set_back_opens_nothing_and_harms_nothing(built: Warehou
         )
     assert count(built, "raw.pixel_events", due) == rows
     # A clock that is behind from the start is only a wrong date on the entries.
-    behind = lambda: now() - timedelta(days=3)  # noqa: E731
-    report = retention.purge(built.settings, as_of=date(2026, 3, 10), clock=behind, gate=gate)
+    report = retention.purge(
+        built.settings,
+        as_of=date(2026, 3, 10),
+        clock=lambda: now() - timedelta(days=3),
+        gate=gate,
+    )
     assert {step.status for step in report.steps} == {"done"}
     assert count(built, "raw.pixel_events", due) == 0
     assert built.run("purge", "--as-of", "2026-03-10", "--json").json["steps"] == []
