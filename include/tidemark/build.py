@@ -1,6 +1,7 @@
 """Building: dbt recomputes the days that loads have touched, and nothing else."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -270,18 +271,19 @@ class _Applied:
                 if path.is_file():
                     digest.update(str(path.relative_to(root.parent)).encode())
                     digest.update(path.read_bytes())
-        self._digest = digest.hexdigest()
+        #: Of their names and bytes, SHA-256 in hex.
+        self.digest = digest.hexdigest()
         self._mark = settings.home / "dbt" / f"{name}.sha256"
 
     @property
     def unchanged(self) -> bool:
         """Whether nothing changed since `note`."""
-        return self._mark.is_file() and self._mark.read_text(encoding="ascii") == self._digest
+        return self._mark.is_file() and self._mark.read_text(encoding="ascii") == self.digest
 
     def note(self) -> None:
         """Remember this state as applied."""
         self._mark.parent.mkdir(mode=0o700, exist_ok=True)
-        self._mark.write_text(self._digest, encoding="ascii")
+        self._mark.write_text(self.digest, encoding="ascii")
 
 
 def dbt(
@@ -351,16 +353,43 @@ class Project:
         dbt(self._settings, arguments, manifest=self._manifest)
 
 
+#: Of `read_ahead`, each by what it depends on.
+_manifests: "dict[str, Manifest]" = {}
+
+
+def read_ahead(settings: Settings) -> None:
+    """Read the dbt project for the next `parse` of this process and of each forked from it.
+
+    Raises:
+        TidemarkError: dbt cannot read it.
+    """
+    from dbt.adapters.factory import reset_adapters
+
+    _manifests[_read_as(settings)] = parse(settings)
+    # The locks of an adapter are shared by the processes that inherit it.
+    reset_adapters()  # type: ignore[no-untyped-call]
+
+
 def parse(settings: Settings) -> "Manifest":
     """The dbt project as dbt reads it.
 
     Raises:
         TidemarkError: dbt cannot read it.
     """
+    # Handed out once: the command that is given it leaves its marks there.
+    ready = _manifests.pop(_read_as(settings), None)
+    if ready is not None:
+        return ready
     outcome = _invoke(settings, ["parse"], None, None, lambda _: None)
     if not outcome.success or outcome.result is None:
         raise TidemarkError(f"dbt parse failed: {_first_lines(str(outcome.exception))}")
     return cast("Manifest", outcome.result)
+
+
+def _read_as(settings: Settings) -> str:
+    """What the project, as read, depends on: its files and the words of the topology in them."""
+    words = json.dumps(clickhouse.topology(settings).words, sort_keys=True)
+    return _Applied(settings, "project", [settings.dbt_project]).digest + words
 
 
 def _invoke(
@@ -382,6 +411,11 @@ def _invoke(
         "--log-path", str(settings.logs / "dbt"),
         # The caller tells what failed; stdout is for its own document.
         "--log-level", "none", "--log-level-file", "debug",
+        # Of dbt's files, only those of its docs are read by anybody: it writes these anyway.
+        "--no-write-json",
+        # A process forked from one that has parsed would wait for ever for this parser's threads.
+        "--no-static-parser",
+        "--cache-selected-only",
     ]  # fmt: skip
     # dbt's files are as closed as the rest of the home.
     umask = os.umask(0o077)

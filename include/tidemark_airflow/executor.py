@@ -1,33 +1,43 @@
-"""The laptop's executor: Airflow's own, with what tasks need already imported."""
+"""The laptop's executor: Airflow's own, with what tasks need already imported and read."""
 
 import importlib
 import logging
 
 from airflow.executors.local_executor import LocalExecutor
 
-#: What takes seconds of a processor to import. Imported alone: a project that dbt has read here
-#: leaves locks behind on which the tasks wait for ever.
+from tidemark import build
+from tidemark.config import Settings
+from tidemark.errors import TidemarkError
+
+#: What takes seconds of a processor to import.
 HEAVY = (
+    "clickhouse_connect",
     "dbt.adapters.clickhouse",
     "dbt.cli.main",
     "great_expectations.checkpoint",
     "great_expectations.expectations",
     "tidemark_airflow.loads",
     "tidemark_airflow.plans",
+    "ua_parser",
 )
 
 
 class ReadyExecutor(LocalExecutor):
-    """Imports once, before the workers are forked from the scheduler and the tasks from them.
+    """Imports, and reads the dbt project, before the workers are forked from the scheduler.
 
     So a task takes the code of the day on which the scheduler was started: a new version asks for
-    a new start, as the API server does.
+    a new start, as the API server does. A dbt project that has changed since is read by the task.
     """
 
     def start(self) -> None:
-        """Import, then start the workers."""
+        """Make ready, then start the workers."""
         # It says of hundreds of its functions that it can't document them.
         logging.getLogger("great_expectations").setLevel(logging.WARNING)
         for name in HEAVY:
             importlib.import_module(name)
+        try:
+            build.read_ahead(Settings.from_env())
+        except TidemarkError as error:
+            # Each task that needs the project will say so.
+            self.log.warning("%s", error)
         super().start()

@@ -1,5 +1,8 @@
 """A build in layers: what a retry reruns, and what comes in between."""
 
+import multiprocessing
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,9 @@ import pytest
 
 from homes import Warehouse
 from landings import AS_OF, DAY, Tenant, fixture, tenant
+from tidemark import build as building
 from tidemark import clickhouse, flows, gate, layers, postgres
+from tidemark.config import Settings
 from tidemark.errors import TidemarkError
 
 
@@ -97,11 +102,48 @@ def test_layers_build_what_one_build_would(fresh_warehouse: Warehouse, tmp_path:
 
 
 def _models_of_one_build(shop: Tenant) -> list[Any]:
-    from tidemark import build as building
-
     # As after a change of the project, so that views run too.
     (shop.warehouse.settings.home / "dbt" / "models.sha256").unlink()
     return building.models(shop.warehouse.settings)
+
+
+def _changed_and_read(settings: Settings, answer: "multiprocessing.SimpleQueue[bool]") -> None:
+    ahead = building.parse(settings)
+    model = next(settings.dbt_project.rglob("int_pixel_daily.sql"))
+    model.write_text(model.read_text(encoding="utf-8") + "-- changed\n", encoding="utf-8")
+    # So that it reads every file, not the changed one alone.
+    shutil.rmtree(settings.home / "dbt" / "target")
+    name = "model.tidemark.int_pixel_daily"
+    found = [own.nodes[name].raw_code for own in (ahead, building.parse(settings))]
+    answer.put(["-- changed" in text for text in found] == [False, True])
+
+
+def test_a_project_that_was_read_ahead_serves_what_is_forked(
+    fresh_warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = fresh_warehouse.settings
+    for part in ("dbt_project", "include/sql"):
+        shutil.copytree(own.root / part, tmp_path / part)
+    settings = replace(own, root=tmp_path)
+    building.read_ahead(settings)
+
+    # A task of Airflow is such a process. One that finds the project changed reads it itself: a
+    # parser with threads of its own would wait there for ever.
+    fork = multiprocessing.get_context("fork")
+    answer = fork.SimpleQueue()
+    process = fork.Process(target=_changed_and_read, args=(settings, answer), daemon=True)
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0, "it hangs, or has failed"
+    assert answer.get()
+
+    shutil.copytree(own.dbt_project, settings.dbt_project, dirs_exist_ok=True)
+    monkeypatch.setattr(building, "dbt", None)
+    monkeypatch.setattr(building, "_invoke", None)
+    # Nothing is asked of dbt, once: what is handed out, a command may change.
+    assert building.parse(settings).nodes
+    with pytest.raises(TypeError):
+        building.parse(settings)
 
 
 def test_a_retry_runs_what_failed_and_a_load_in_between_is_built(
