@@ -5,6 +5,7 @@ marts out. Starts when `load` has left days due; a late file rebuilds its days a
 
 **It will not** rebuild days whose raw rows have gone, nor a day that nothing touched. Between two
 tasks the warehouse is free: days that a load brings meanwhile are built too, before the gate.
+`staging` begins a build, and has little else to do while the project stays as it is.
 
 **By hand:** trigger it, or `tidemark build [--from D --to D]`. A task that is cleared or tried
 again runs what failed or never ended; of a build that a newer one took over nothing is left to do.
@@ -28,18 +29,7 @@ from tidemark_airflow import defaults, runs
     **defaults.DAG,
 )
 def transform() -> None:
-    @task
-    def begin() -> int:
-        from tidemark import flows
-
-        day = runs.as_of(get_current_context())
-        build_id = flows.open_build(
-            runs.settings(), as_of=day, clock=runs.clock, note=runs.log.info
-        )
-        return runs.or_skip(build_id, "no day is due")
-
-    @task
-    def run_layer(build_id: int, layer: Any) -> dict[str, Any]:
+    def build_layer(build_id: int, layer: Any) -> dict[str, Any]:
         from tidemark import flows
 
         with runs.superseded_is_skipped(), runs.nodes_told(build_id, layer):
@@ -47,6 +37,18 @@ def transform() -> None:
                 runs.settings(), build_id, layer, clock=runs.clock, note=runs.log.info
             )
         return report.as_dict()
+
+    @task
+    def staging() -> int:
+        from tidemark import flows
+
+        day = runs.as_of(get_current_context())
+        found = flows.open_build(runs.settings(), as_of=day, clock=runs.clock, note=runs.log.info)
+        build_id = runs.or_skip(found, "no day is due")
+        build_layer(build_id, "staging")
+        return build_id
+
+    run_layer = task(build_layer)
 
     @task(outlets=[defaults.MARTS])
     def gate(build_id: int, outlet_events: Any = None) -> dict[str, Any]:
@@ -66,11 +68,10 @@ def transform() -> None:
         outlet_events[defaults.MARTS].extra = {"build_id": build_id, "days": report.days}
         return outcome
 
-    build_id = begin()
-    staging = run_layer.override(task_id="staging")(build_id, "staging")
+    build_id = staging()
     intermediate = run_layer.override(task_id="intermediate")(build_id, "intermediate")
     marts = run_layer.override(task_id="marts")(build_id, "marts")
-    staging >> intermediate >> marts >> gate(build_id)
+    intermediate >> marts >> gate(build_id)
 
 
 transform()

@@ -40,9 +40,7 @@ def home() -> Iterator[AirflowHome]:
         run = home.newest("transform")
         assert run is not None
         states = home.ended("transform", run)
-        assert states == dict.fromkeys(
-            ("begin", "staging", "intermediate", "marts", "gate", ""), "success"
-        )
+        assert states == dict.fromkeys(("staging", "intermediate", "marts", "gate", ""), "success")
         home.run("override", "set", "mugs", "pixel_events", "6 months")
         yield home
 
