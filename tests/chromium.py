@@ -18,7 +18,8 @@ from typing import Any
 
 #: Where distributions put it.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 60.0
+#: Seconds; a machine that does other things too takes its time.
+PATIENCE = 300.0
 # The browser listens on descriptor 3 and speaks on 4. A shell won't do: some know one digit only.
 _ON_3_AND_4 = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"

@@ -19,8 +19,6 @@ from chromium import Page, installed, page
 from homes import new_home
 from tidemark import postgres
 
-pytestmark = pytest.mark.airflow
-
 NOW = datetime.now(UTC)
 #: Months of them; the first is past the window of pixel events, the third past that of two shops.
 DAYS = [(NOW.date() - timedelta(days=age)).replace(day=9) for age in (600, 360, 250, 130, 60, 31)]
