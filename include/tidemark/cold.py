@@ -872,18 +872,6 @@ def opened(
         yield " union all ".join(selects)
 
 
-def is_recalled(connection: Connection, data_class: str, workspace_id: str, day: date) -> bool:
-    """Whether the month of a day was brought back and may be read in `recalled`."""
-    return (
-        connection.execute(
-            "select from control.recalls where class = %s and workspace_id = %s and month = %s"
-            " and recalled_at is not null and removed_at is null",
-            [data_class, workspace_id, day.replace(day=1)],
-        ).fetchone()
-        is not None
-    )
-
-
 # -- the end of cold data ------------------------------------------------------------------------
 
 

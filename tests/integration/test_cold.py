@@ -27,6 +27,7 @@ from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.plan import Plan, Step
+from tidemark.postgres import Connection
 from tidemark.recall import Recall
 
 AS_OF = date(2026, 11, 20)
@@ -155,6 +156,18 @@ class House:
         rows = self.ledger("select path from control.cold_files where deleted_at is null")
         paths = {row["path"] for row in rows}
         return paths | {path.removesuffix(".parquet") + ".json" for path in paths}
+
+
+def is_recalled(connection: Connection, data_class: str, workspace_id: str, day: date) -> bool:
+    """Whether the month of a day was brought back and may be read in `recalled`."""
+    return (
+        connection.execute(
+            "select from control.recalls where class = %s and workspace_id = %s and month = %s"
+            " and recalled_at is not null and removed_at is null",
+            [data_class, workspace_id, day.replace(day=1)],
+        ).fetchone()
+        is not None
+    )
 
 
 def _noon(day: date) -> datetime:
@@ -702,15 +715,15 @@ def test_a_recall_expires_and_says_when(house: House, payments: Step) -> None:
     with postgres.connect(house.settings, autocommit=True) as connection:
         assert cold.due(connection, house.ladder, report.expires_on - timedelta(days=1)) == ()
         (due,) = cold.due(connection, house.ladder, report.expires_on)
-        assert cold.is_recalled(connection, "payments", "bolt", date(2024, 3, 9))
-        assert not cold.is_recalled(connection, "payments", "bolt", date(2024, 4, 1))
-        assert not cold.is_recalled(connection, "payments", "acme", date(2024, 3, 9))
+        assert is_recalled(connection, "payments", "bolt", date(2024, 3, 9))
+        assert not is_recalled(connection, "payments", "bolt", date(2024, 4, 1))
+        assert not is_recalled(connection, "payments", "acme", date(2024, 3, 9))
         assert not cold.is_gone(house.settings, connection, due)
         later = _noon(report.expires_on)
         for _ in range(2):
             cold.delete(house.settings, connection, due, later)
         assert cold.due(connection, house.ladder, report.expires_on) == ()
-        assert not cold.is_recalled(connection, "payments", "bolt", date(2024, 3, 9))
+        assert not is_recalled(connection, "payments", "bolt", date(2024, 3, 9))
         assert _in_the_end(lambda: cold.is_gone(house.settings, connection, due))
     for table in report.tables:
         assert house.rows(f"select count() as n from {table}") == [{"n": 0}]
@@ -837,7 +850,7 @@ def test_killed_while_recalling_the_rerun_leaves_what_calm_leaves(
         _killed(house, where, name, nth, "recall")
         with postgres.connect(house.settings) as connection:
             # Half a recall is none, and ends by itself.
-            assert not cold.is_recalled(connection, "payments", "acme", OLD_MONTH)
+            assert not is_recalled(connection, "payments", "acme", OLD_MONTH)
             assert len(cold.due(connection, house.ladder, AS_OF + timedelta(days=99))) == 1
         report = house.recall("payments", "acme", OLD_MONTH)
         assert (report.rows, report.erased_rows) == (320, 80), (where, name, nth)
