@@ -5,10 +5,6 @@ import logging
 
 from airflow.executors.local_executor import LocalExecutor
 
-from tidemark import build
-from tidemark.config import Settings
-from tidemark.errors import TidemarkError
-
 #: What takes seconds of a processor to import.
 HEAVY = (
     "clickhouse_connect",
@@ -35,8 +31,13 @@ class ReadyExecutor(LocalExecutor):
         logging.getLogger("great_expectations").setLevel(logging.WARNING)
         for name in HEAVY:
             importlib.import_module(name)
+        # Every process of Airflow's loads this module; the scheduler alone needs these.
+        from tidemark import build
+        from tidemark.errors import TidemarkError
+        from tidemark_airflow import runs
+
         try:
-            build.read_ahead(Settings.from_env())
+            build.read_ahead(runs.settings())
         except TidemarkError as error:
             # Each task that needs the project will say so.
             self.log.warning("%s", error)
