@@ -261,29 +261,33 @@ def _models_applied(settings: Settings) -> "_Applied":
     return _Applied(settings, "models", [*parts, settings.sql / "clickhouse"])
 
 
+def _digest(parts: Sequence[Path]) -> str:
+    """Of the names and bytes of some files and folders, SHA-256 in hex."""
+    digest = hashlib.sha256()
+    for root in parts:
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file():
+                digest.update(str(path.relative_to(root.parent)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 class _Applied:
     """Whether some files and folders are as this home applied them last."""
 
     def __init__(self, settings: Settings, name: str, parts: Sequence[Path]) -> None:
-        digest = hashlib.sha256()
-        for root in parts:
-            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-                if path.is_file():
-                    digest.update(str(path.relative_to(root.parent)).encode())
-                    digest.update(path.read_bytes())
-        #: Of their names and bytes, SHA-256 in hex.
-        self.digest = digest.hexdigest()
+        self._digest = _digest(parts)
         self._mark = settings.home / "dbt" / f"{name}.sha256"
 
     @property
     def unchanged(self) -> bool:
         """Whether nothing changed since `note`."""
-        return self._mark.is_file() and self._mark.read_text(encoding="ascii") == self.digest
+        return self._mark.is_file() and self._mark.read_text(encoding="ascii") == self._digest
 
     def note(self) -> None:
         """Remember this state as applied."""
         self._mark.parent.mkdir(mode=0o700, exist_ok=True)
-        self._mark.write_text(self.digest, encoding="ascii")
+        self._mark.write_text(self._digest, encoding="ascii")
 
 
 def dbt(
@@ -366,7 +370,7 @@ def read_ahead(settings: Settings) -> None:
     from dbt.adapters.factory import reset_adapters
 
     _manifests[_read_as(settings)] = parse(settings)
-    # The locks of an adapter are shared by the processes that inherit it.
+    # The locks of an adapter are shared by the processes that inherit it. dbt leaves this untyped.
     reset_adapters()  # type: ignore[no-untyped-call]
 
 
@@ -377,7 +381,7 @@ def parse(settings: Settings) -> "Manifest":
         TidemarkError: dbt cannot read it.
     """
     # Handed out once: the command that is given it leaves its marks there.
-    ready = _manifests.pop(_read_as(settings), None)
+    ready = _manifests.pop(_read_as(settings), None) if _manifests else None
     if ready is not None:
         return ready
     outcome = _invoke(settings, ["parse"], None, None, lambda _: None)
@@ -389,7 +393,7 @@ def parse(settings: Settings) -> "Manifest":
 def _read_as(settings: Settings) -> str:
     """What the project, as read, depends on: its files and the words of the topology in them."""
     words = json.dumps(clickhouse.topology(settings).words, sort_keys=True)
-    return _Applied(settings, "project", [settings.dbt_project]).digest + words
+    return _digest([settings.dbt_project]) + words
 
 
 def _invoke(

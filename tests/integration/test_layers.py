@@ -138,7 +138,6 @@ def test_a_project_that_was_read_ahead_serves_what_is_forked(
     assert answer.get()
 
     shutil.copytree(own.dbt_project, settings.dbt_project, dirs_exist_ok=True)
-    monkeypatch.setattr(building, "dbt", None)
     monkeypatch.setattr(building, "_invoke", None)
     # Nothing is asked of dbt, once: what is handed out, a command may change.
     assert building.parse(settings).nodes
