@@ -5,10 +5,10 @@ marts out. Starts when `load` has left days due; a late file rebuilds its days a
 
 **It will not** rebuild days whose raw rows have gone, nor a day that nothing touched. Between two
 tasks the warehouse is free: days that a load brings meanwhile are built too, before the gate.
-`staging` begins a build, and has little else to do while the project stays as it is.
+`staging` begins a build, a new one each time it is tried, and runs views if the project changed.
 
-**By hand:** trigger it, or `tidemark build [--from D --to D]`. A task that is cleared or tried
-again runs what failed or never ended; of a build that a newer one took over nothing is left to do.
+**By hand:** trigger it, or `tidemark build [--from D --to D]`. A later task that is cleared or
+tried again runs what failed or never ended; of a build that a newer one took over nothing is left.
 
 **When it fails:** the log of the failed layer ends with a table of its models and tests; that of
 `gate` names the days and figures that differ. docs/runbooks/gate-failed.md says what to do.
@@ -48,8 +48,6 @@ def transform() -> None:
         build_layer(build_id, "staging")
         return build_id
 
-    run_layer = task(build_layer)
-
     @task(outlets=[defaults.MARTS])
     def gate(build_id: int, outlet_events: Any = None) -> dict[str, Any]:
         from tidemark import flows
@@ -69,8 +67,8 @@ def transform() -> None:
         return outcome
 
     build_id = staging()
-    intermediate = run_layer.override(task_id="intermediate")(build_id, "intermediate")
-    marts = run_layer.override(task_id="marts")(build_id, "marts")
+    intermediate = task(build_layer, task_id="intermediate")(build_id, "intermediate")
+    marts = task(build_layer, task_id="marts")(build_id, "marts")
     intermediate >> marts >> gate(build_id)
 
 
