@@ -12,8 +12,6 @@ name a case, never a person.
 **When it fails:** the log of `recall` says which file is damaged, or which guard said no.
 """
 
-from typing import Any
-
 from airflow.sdk import Param, dag, get_current_context, task
 
 from tidemark_airflow import defaults, plans, runs
@@ -38,7 +36,7 @@ REASON = Param(type="string", pattern="^[^@]{1,200}$", description="A case, neve
 )
 def recall() -> None:
     @task(task_id="recall")
-    def bring_back() -> dict[str, Any]:
+    def bring_back() -> runs.Message:
         from datetime import date
 
         from tidemark import recall as recalling
@@ -56,7 +54,7 @@ def recall() -> None:
                 reason=given["reason"],
                 note=runs.log.info,
             )
-        return dict(runs.plain(found.as_dict()))
+        return runs.plain(found.as_dict())
 
     bring_back()
 

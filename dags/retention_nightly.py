@@ -13,7 +13,7 @@ Cold files and recalled rows go at the end of their own window in `forget_cold`,
 what would go, `tidemark plan` or the page *Retention*.
 
 **When it fails:** the log of `gate` says what does not tie out or is open; docs/airflow.md what to
-do. What a killed run began, `resume` of the next one finishes.
+do. What a killed run began, `plan` of the next one finishes first.
 """
 
 from typing import Any
@@ -31,35 +31,31 @@ from tidemark_airflow import defaults, plans, runs
     **defaults.DAG,
 )
 def retention_nightly() -> None:
-    resume = task(plans.resume)
     plan = task(plans.plan, inlets=[defaults.MARTS])
     # The gate waits for every class before it, however that ended: a skipped one waits for none.
     gate = task(plans.prove, task_id="gate", trigger_rule="all_done")
     purge = task(plans.purge)
-    verify = task(plans.verify)
+    verify = task(plans.verify, outlets=[defaults.PURGED])
 
     @task
-    def forget_traces() -> dict[str, Any]:
+    def forget_traces() -> runs.Message:
         from tidemark_airflow import traces
 
         return traces.forget(runs.settings(), runs.as_of(get_current_context()))
-
-    @task(trigger_rule="none_failed", outlets=[defaults.PURGED])
-    def verified() -> None:
-        runs.log.info("every class of the plan is verified, or had nothing to go")
 
     @task
     def forget_cold() -> list[dict[str, Any]]:
         return plans.expire()
 
-    found, approve, end = plan(), plans.PlanApproval(task_id=plans.APPROVAL), verified()
-    resume() >> found >> approve
+    found, approve = plan(), plans.PlanApproval(task_id=plans.APPROVAL)
+    found >> approve
     before: list[Any] = [found, approve]
     for name in plans.classes():
         with TaskGroup(name):
-            proof, checked = gate(name), verify()
-            before >> proof >> purge(name, proof) >> checked >> end
-            before = [*before, checked]
+            proof = gate(name)
+            purged = purge(name, proof)
+            before >> proof >> purged >> verify()
+            before = [*before, purged]
     forget_traces()
     forget_cold()
 

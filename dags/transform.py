@@ -29,7 +29,7 @@ from tidemark_airflow import defaults, runs
     **defaults.DAG,
 )
 def transform() -> None:
-    def build_layer(build_id: int, layer: Any) -> dict[str, Any]:
+    def build_layer(build_id: int, layer: Any) -> runs.Message:
         from tidemark import flows
 
         with runs.superseded_is_skipped(), runs.nodes_told(build_id, layer):
@@ -49,7 +49,7 @@ def transform() -> None:
         return build_id
 
     @task(outlets=[defaults.MARTS])
-    def gate(build_id: int, outlet_events: Any = None) -> dict[str, Any]:
+    def gate(build_id: int, outlet_events: Any = None) -> runs.Message:
         from tidemark import flows
         from tidemark import gate as gates
 

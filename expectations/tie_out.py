@@ -1,6 +1,5 @@
 """The checkpoint `tie_out`: a frame in; verdict, validation result and Data Docs out."""
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pandas as pd
 from great_expectations.checkpoint import UpdateDataDocsAction
 from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult
 
-from expectations import suites
+from expectations import pages, suites
 
 NAME = "tie_out"
 #: A broken history fails on every day of it; this many rows of each expectation are named.
@@ -44,6 +43,11 @@ class Outcome:
     evaluated: int
     #: The index page of the Data Docs.
     data_docs: Path
+
+
+def read_ahead() -> None:
+    """Compile what the Data Docs are made with, for this process and each forked from it."""
+    pages.compile_ahead()
 
 
 def run(
@@ -99,16 +103,13 @@ def run(
     ((identifier, validation),) = result.run_results.items()
     assert isinstance(validation, ExpectationSuiteValidationResult)
     validation_result_id = "/".join(identifier.to_tuple())  # type: ignore[no-untyped-call]
-    docs = folder / "data_docs"
-    for page in ("index", f"expectations/{name}", f"validations/{validation_result_id}"):
-        _remove_beacon(docs / f"{page}.html")
     return Outcome(
         success=bool(result.success),
         run_name=run_name,
         validation_result_id=validation_result_id,
         failures=tuple(_failures(validation)),
         evaluated=len(validation.results),
-        data_docs=docs / "index.html",
+        data_docs=folder / "data_docs" / "index.html",
     )
 
 
@@ -118,18 +119,6 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         [[row.get(column) for column in suites.COLUMNS] for row in rows],
         columns=list(suites.COLUMNS),
         dtype=object,
-    )
-
-
-def _remove_beacon(page: Path) -> None:
-    """Take out the logo, which a browser would fetch from the vendor with this context's id.
-
-    Great Expectations 1.24.1 looks its own templates up first, so they cannot be replaced.
-    """
-    text = page.read_text(encoding="utf-8")
-    page.write_text(
-        re.sub(r'<img\s+class="NO-CACHE".*?/>', "Tidemark", text, flags=re.DOTALL),
-        encoding="utf-8",
     )
 
 

@@ -745,6 +745,11 @@ def _asked(
     return asked
 
 
+def read_ahead(settings: Settings) -> None:
+    """Load the checkpoint and what its pages need, for this process and each forked from it."""
+    _expectations(settings).read_ahead()
+
+
 def _expectations(settings: Settings) -> ModuleType:
     """The checkpoint, from the repository's `expectations`: found by its folder, as dbt's project.
 

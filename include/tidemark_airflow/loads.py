@@ -10,7 +10,7 @@ from tidemark.load import Report
 from tidemark_airflow import runs
 
 
-def load_files() -> dict[str, Any]:
+def load_files() -> runs.Message:
     """Load what is due.
 
     Returns:

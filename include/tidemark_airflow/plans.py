@@ -92,17 +92,14 @@ def _answered_by(answer: Mapping[str, Any] | None, plan_id: str) -> str | None:
     return str(user.get("name") or user.get("id") or "") or None
 
 
-def resume() -> list[dict[str, Any]]:
-    """Finish what an interrupted purge began."""
-    return _told(retention.resume(runs.settings(), clock=runs.clock, note=runs.log.info))
-
-
 def plan() -> None:
     """Work the plan of this run out and pass its id on; what it has no use for is skipped.
 
-    A branch would skip nothing: each gate comes after the approval and the class before it.
+    What an interrupted purge began is finished first. A branch would skip nothing: each gate comes
+    after the approval and the class before it.
     """
     context = get_current_context()
+    _told(retention.resume(runs.settings(), clock=runs.clock, note=runs.log.info))
     with runs.refusal_is_final():
         report = retention.plan(
             runs.settings(), as_of=runs.as_of(context), now=runs.clock(), gate=gate
@@ -117,7 +114,7 @@ def plan() -> None:
         raise DownstreamTasksSkipped(tasks=idle)  # type: ignore[no-untyped-call]
 
 
-def prove(name: str) -> dict[str, Any]:
+def prove(name: str) -> runs.Message:
     """Let the gate decide about a class of this run's plan.
 
     Raises:

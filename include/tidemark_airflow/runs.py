@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tidemark.layers import Layer
 
 Value = TypeVar("Value")
+#: What a task passes on. Of a dictionary by its type Airflow makes a message a key, and one of all.
+Message = Any
 
 log = logging.getLogger("airflow.task")
 
@@ -107,7 +109,7 @@ def nodes_told(build_id: int, layer: "Layer") -> Iterator[None]:
         )
 
 
-def plain(document: Any) -> Any:
+def plain(document: Any) -> Message:
     """The document as values that a message between tasks can hold."""
     from tidemark.output import to_json
 
