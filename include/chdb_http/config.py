@@ -44,6 +44,7 @@ class Config:
     settings: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
     max_workers: int = 128
+    writing_statements: int = field(default_factory=lambda: os.cpu_count() or 1)
     long_statements: int = field(default_factory=lambda: os.cpu_count() or 1)
     max_connections: int = 1024
     receive_timeout: int = 60
@@ -72,6 +73,7 @@ KEYS = {
     "settings",
     "server",
     "max_workers",
+    "writing_statements",
     "long_statements",
     "max_connections",
     "receive_timeout",
@@ -83,6 +85,7 @@ KEYS = {
 NUMBERS = {
     "port": 1,
     "max_workers": 1,
+    "writing_statements": 1,
     "long_statements": 1,
     "max_connections": 1,
     "receive_timeout": 1,

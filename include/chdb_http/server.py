@@ -505,7 +505,7 @@ class App:
         self.engine = engine
         self._key = secrets.token_bytes(32)
         self.guard = Guard(config, engine)
-        self.lanes = Lanes(config.long_statements)
+        self.lanes = Lanes(config.writing_statements, config.long_statements)
         self.sessions = Sessions(engine)
         # By whether the user is read-only.
         self._pools = {False: engine.pool({}), True: engine.pool({"readonly": "1"})}
@@ -654,10 +654,11 @@ class App:
             raise ClickHouseError(210, "NETWORK_ERROR", "The endpoint is shutting down")
         plan = await self._plan(request, body)
         await _hold_values(plan, body)
-        if plan.statement is None or not plan.statement.rows:
+        if plan.statement is not None and plan.statement.word == "KILL":
             await self._answer(request, plan, body, answer)
             return
-        async with self.lanes.turn(plan.text) as cost:
+        reads = plan.statement is not None and plan.statement.rows
+        async with self.lanes.turn(plan.text, reads) as cost:
             cost.figures = await self._answer(request, plan, body, answer)
             cost.size = answer.size
 

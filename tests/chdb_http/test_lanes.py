@@ -1,4 +1,4 @@
-"""Long statements wait for each other, short ones for none."""
+"""Long reads wait for each other, writes too, the shortest first; short reads for none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from bench import soak_endpoint
 from chdb_http import lanes
-from chdb_http.lanes import Lanes
+from chdb_http.lanes import Lane, Lanes
 
 LONG = {"read_rows": lanes.LONG_ROWS + 1}
 
@@ -39,7 +39,7 @@ def test_a_shape_that_was_long_waits_for_a_place() -> None:
     async def check() -> None:
         opened, closed = asyncio.Event(), asyncio.Event()
         opened.set()
-        all_lanes = Lanes(1)
+        all_lanes = Lanes(9, 1)
         await run(all_lanes, "SELECT sum(a) FROM t WHERE b = 'x' LIMIT 5", LONG, opened)
         await run(all_lanes, "SELECT a FROM t WHERE b = 1", {"read_rows": 3}, opened)
         held = asyncio.create_task(
@@ -64,7 +64,7 @@ def test_none_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
         opened, closed = asyncio.Event(), asyncio.Event()
         opened.set()
-        all_lanes = Lanes(1)
+        all_lanes = Lanes(9, 1)
         await run(all_lanes, "SELECT 1", LONG, opened)
         stuck = asyncio.create_task(run(all_lanes, "SELECT 1", LONG, closed))
         for _ in range(5):
@@ -74,6 +74,100 @@ def test_none_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await begun(all_lanes, "SELECT 2")
         closed.set()
         await stuck
+
+    asyncio.run(check())
+
+
+def test_who_is_due_first_goes_first() -> None:
+    async def check() -> None:
+        lane, order = Lane(1), []
+        assert await lane.enter(0.0)
+
+        async def enter(due: float) -> None:
+            assert await lane.enter(due)
+            order.append(due)
+            lane.leave()
+
+        waiting = [asyncio.create_task(enter(due)) for due in (3.0, 1.0, 2.0, 0.5)]
+        await asyncio.sleep(0)
+        # One whose client has gone away takes no place with it.
+        waiting[-1].cancel()
+        await asyncio.sleep(0)
+        lane.leave()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert order == [1.0, 2.0, 3.0]
+        assert await lane.enter(0.0)
+
+    asyncio.run(check())
+
+
+def test_a_place_that_comes_as_its_client_goes_is_not_lost() -> None:
+    async def check() -> None:
+        lane = Lane(1)
+        assert await lane.enter(0.0)
+        going = asyncio.create_task(lane.enter(1.0))
+        await asyncio.sleep(0)
+        lane.leave()
+        going.cancel()
+        await asyncio.gather(going, return_exceptions=True)
+        assert await asyncio.wait_for(lane.enter(2.0), 1)
+
+    asyncio.run(check())
+
+
+def test_a_write_goes_before_one_that_took_longer_and_a_short_read_at_once() -> None:
+    async def check() -> None:
+        all_lanes, order, closed = Lanes(1, 1), [], asyncio.Event()
+
+        async def ask(text: str, seconds: float = 0.0) -> None:
+            async with all_lanes.turn(text, reads=False):
+                await asyncio.sleep(seconds)
+                order.append(text)
+
+        async def hold() -> None:
+            async with all_lanes.turn("OPTIMIZE TABLE t", reads=False):
+                await closed.wait()
+
+        await ask("DROP slow", 0.1)
+        await ask("DROP quick")
+        order.clear()
+        held = asyncio.create_task(hold())
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(ask(f"DROP {name}")) for name in ("slow", "new", "quick")]
+        await asyncio.sleep(0)
+        assert await begun(all_lanes, "SELECT a FROM t")
+        assert order == []
+        closed.set()
+        await asyncio.gather(held, *waiting)
+        assert order == ["DROP quick", "DROP new", "DROP slow"]
+
+    asyncio.run(check())
+
+
+def test_a_write_gives_its_place_back_before_its_slow_client_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "HOLD", 0.01)
+
+    async def check() -> None:
+        all_lanes, closed = Lanes(1, 1), asyncio.Event()
+
+        async def write(gate: asyncio.Event) -> None:
+            async with all_lanes.turn("INSERT INTO t", reads=False) as cost:
+                cost.figures = LONG
+                await gate.wait()
+
+        async def at_once() -> None:
+            async with all_lanes.turn("INSERT INTO t", reads=False):
+                pass
+
+        # Two at once, though there is one place, and though such a one has read much.
+        stuck = [asyncio.create_task(write(closed)) for _ in range(2)]
+        await asyncio.wait_for(at_once(), 1)
+        closed.set()
+        await asyncio.gather(*stuck)
+        # Its place is not given back twice.
+        assert all_lanes._writing._free == 1
 
     asyncio.run(check())
 
