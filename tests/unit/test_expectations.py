@@ -4,12 +4,13 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from expectations import suites, tie_out
+from expectations import pages, suites, tie_out
 from tidemark import gate
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -191,3 +192,22 @@ def test_days_become_few_runs() -> None:
     assert len(scattered.runs) <= gate.RUNS
     covered = scattered.runs
     assert all(any(start <= day <= end for start, end in covered) for _, day in scattered.pairs)
+
+
+def test_a_template_is_compiled_once_for_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_compiled", cache(pages._Compiled))
+    with pytest.raises(AssertionError, match=r"page\.j2"):
+        _template(monkeypatch)
+    tie_out.read_ahead()
+    _template(monkeypatch)
+
+
+def _template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Get a page's template in an environment that compiles nothing."""
+    environment = pages.Page().env
+
+    def refuse(_: object, name: str, *__: object, **___: object) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(environment, "_generate", refuse)
+    environment.get_template("page.j2")
