@@ -201,7 +201,26 @@ def test_endless_trailers_are_not_kept(daemon: Daemon) -> None:
     assert resident(daemon) - before < 50
 
 
+def test_a_client_may_send_little_at_a_time(strict: Daemon) -> None:
+    request = insert(numbered(3_000))
+    pieces = [request[at : at + 30_000] for at in range(0, len(request), 30_000)]
+    # All of it takes longer than the daemon waits for a client, and each piece does not.
+    assert len(pieces) >= 6
+    with connect(strict) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.4)
+        assert b" 200 " in connection.recv(65536)
+        # The same connection answers to a short request.
+        connection.sendall(CLOSE)
+        assert answers(connection).endswith(b"Ok.\n")
+    assert strict.value("SELECT count() FROM t") == "3000"
+    assert strict.send("TRUNCATE TABLE t").status == 200
+
+
 def test_a_slow_client_is_sent_away(strict: Daemon) -> None:
+    # Made before: a connection on which nothing comes is closed too.
+    unfinished = insert(numbered(100000))[:-1000]
     with (
         connect(strict) as head,
         connect(strict) as silent,
@@ -213,7 +232,7 @@ def test_a_slow_client_is_sent_away(strict: Daemon) -> None:
             + LOGIN
             + b"Content-Length: 1000\r\n\r\n1\tx\n"
         )
-        large.sendall(insert(numbered(100000))[:-1000])
+        large.sendall(unfinished)
         head.sendall(b"GET /?query=SEL")
         # One byte at a time does not keep a head open.
         stop = threading.Event()
