@@ -1,7 +1,6 @@
 """The pages of the Data Docs: Great Expectations' own, without what their author would fetch."""
 
 import re
-from functools import cache
 from typing import Any
 
 from great_expectations.render.view import DefaultJinjaIndexPageView, DefaultJinjaPageView
@@ -26,7 +25,7 @@ class _Compiled(BytecodeCache):
         self._kept[bucket.key] = bucket.bytecode_to_string()
 
 
-_compiled = cache(_Compiled)
+_compiled = _Compiled()
 
 
 class Page(DefaultJinjaPageView):
@@ -34,7 +33,7 @@ class Page(DefaultJinjaPageView):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.env.bytecode_cache = _compiled()
+        self.env.bytecode_cache = _compiled
 
     def render(self, document: Any, template: Any = None, **given: Any) -> str:
         """The page as HTML."""

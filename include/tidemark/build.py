@@ -362,7 +362,9 @@ _manifests: "dict[str, Manifest]" = {}
 
 
 def read_ahead(settings: Settings) -> None:
-    """Read the dbt project for the next `parse` of this process and of each forked from it.
+    """Read the dbt project, and compile its macros, for this process and each forked from it.
+
+    What was read serves one `parse` of each.
 
     Raises:
         TidemarkError: dbt cannot read it.

@@ -23,8 +23,6 @@ HEAVY = (
     "dbt.task.build",
     "dbt.task.run_operation",
     "dbt_common.clients.agate_helper",
-    "great_expectations.checkpoint",
-    "great_expectations.expectations",
     "great_expectations.render.renderer.site_builder",
     "pandas.core.methods.to_dict",
     "pyarrow.pandas_compat",

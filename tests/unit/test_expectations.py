@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +194,7 @@ def test_days_become_few_runs() -> None:
 
 
 def test_a_template_is_compiled_once_for_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_compiled", cache(pages._Compiled))
+    monkeypatch.setattr(pages, "_compiled", pages._Compiled())
     with pytest.raises(AssertionError, match=r"page\.j2"):
         _template(monkeypatch)
     tie_out.read_ahead()
