@@ -14,7 +14,7 @@ at docs/runbooks/load-failed.md; a file repaired under a new name is taken by th
 """
 
 from airflow.sdk import dag, task
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException
 
 from tidemark_airflow import defaults, loads, runs
 
@@ -27,14 +27,6 @@ from tidemark_airflow import defaults, loads, runs
     **defaults.DAG,
 )
 def load() -> None:
-    @task(outlets=[defaults.RAW])
-    def announce() -> None:
-        from tidemark import flows
-
-        # What is due and not what was loaded now: a try that was killed after its load counts too.
-        if not flows.is_due(runs.settings()):
-            raise AirflowSkipException("the marts show all that is loaded")
-
     @task(retries=0)
     def check_files(loaded: dict) -> None:
         if loaded["failed"]:
@@ -42,9 +34,7 @@ def load() -> None:
                 f"{len(loaded['failed'])} files: {'; '.join(loaded['failed'])}"
             )
 
-    loaded = task(loads.load_files)()
-    loaded >> announce()
-    check_files(loaded)
+    check_files(task(loads.load_files, outlets=[defaults.LOADED])())
 
 
 load()

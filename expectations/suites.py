@@ -10,15 +10,14 @@ from great_expectations.expectations.row_conditions import Column, RowConditionT
 #: What identifies a row. kind: `measure`, `figure` or `condition`; name: `orders`, `revenue`, …
 KEY = ("kind", "name", "workspace_id", "local_date", "currency")
 SIDES = ("ledger", "raw", "marts")
-#: Counts are integers; money is exact text without trailing zeros.
-QUANTITIES = ("events", "ids", "money")
 COLUMNS = (
     *KEY,
     # Whether raw can still tell: not where its rows are purged.
     "is_recounted",
-    # Of a measure.
-    *(f"{side}_{quantity}" for side in SIDES for quantity in QUANTITIES),
-    # Of a figure: exact text each.
+    # Of a measure: rows, distinct ids and money that a side knows of, in one exact text. Each
+    # expectation costs a twentieth of a second, so a side is one column and not three.
+    *SIDES,
+    # Of a figure: a number each, as exact text.
     "recount",
     "facts",
     "mart",
@@ -30,6 +29,8 @@ _IS_MEASURE = Column("kind") == "measure"
 _IS_FIGURE = Column("kind") == "figure"
 _IS_CONDITION = Column("kind") == "condition"
 _IS_RECOUNTED = Column("is_recounted") == True  # noqa: E712 - builds a condition
+#: No count is negative.
+_TOLD = r"^\d+ rows of \d+ ids -?\d+(?:\.\d+)?$"
 
 
 def tie_out(name: str = "tie_out") -> ExpectationSuite:
@@ -50,14 +51,12 @@ def _expectations() -> Iterator[Expectation]:
     yield gxe.ExpectColumnValuesToBeInSet(
         column="kind", value_set=["measure", "figure", "condition"]
     )
-    for side in SIDES:
-        yield gxe.ExpectColumnValuesToBeBetween(
-            column=f"{side}_events", min_value=0, row_condition=_IS_MEASURE
-        )
-    for quantity in QUANTITIES:
-        yield _equal(f"ledger_{quantity}", f"marts_{quantity}", _IS_MEASURE)
-        yield _equal(f"ledger_{quantity}", f"raw_{quantity}", _IS_MEASURE & _IS_RECOUNTED)
-    yield gxe.ExpectColumnValuesToNotBeNull(column="mart", row_condition=_IS_FIGURE)
+    # The other sides have to say the same.
+    yield gxe.ExpectColumnValuesToMatchRegex(
+        column="ledger", regex=_TOLD, row_condition=_IS_MEASURE
+    )
+    yield _equal("ledger", "marts", _IS_MEASURE)
+    yield _equal("ledger", "raw", _IS_MEASURE & _IS_RECOUNTED)
     yield _equal("facts", "mart", _IS_FIGURE)
     yield gxe.ExpectColumnValuesToBeInSet(
         column="open", value_set=["0"], row_condition=_IS_CONDITION

@@ -114,7 +114,7 @@ def run(
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows as a frame that keeps integers and text as they are: no float anywhere."""
+    """The rows as a frame that keeps text as it is: no float anywhere."""
     return pd.DataFrame(
         [[row.get(column) for column in suites.COLUMNS] for row in rows],
         columns=list(suites.COLUMNS),

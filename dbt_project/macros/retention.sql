@@ -1,8 +1,38 @@
 {#-
-    The only SQL that destroys. Each macro takes the name of a permit and nothing else that says what goes: table,
-    partition and predicate come from the row that the purge's door wrote, and the rows must still be those that it
-    was written for. By hand, `dbt run-operation` finds no permit and refuses.
+    The only SQL that destroys. It takes the names of permits and nothing else that says what goes: partition and
+    predicate come from the rows that the purge's door wrote, and what stands must still be what they were written
+    for. By hand, `dbt run-operation` finds no permit and refuses.
 -#}
+{% macro retention_destroy(plan_id, step_id, tables) %}
+    {% for table in tables %}
+        {% set permit = retention_permit(plan_id, step_id, table) %}
+        {% set own = retention_own(table) %}
+        {% set partition = retention_literal(permit['partition_id']) %}
+        {% if permit['is_whole_partition'] %}
+            {% set others = run_query(
+                "select count() from " ~ retention_relation(table) ~ " where _partition_id = " ~ partition
+                ~ " and not (" ~ permit['predicate'] ~ ")"
+            ).rows[0][0] %}
+            {% if others > 0 %}
+                {{ exceptions.raise_compiler_error("refused: not all rows of the partition are to go from " ~ table) }}
+            {% endif %}
+            {#- In time that does not depend on its rows. -#}
+            {% do run_query("alter table " ~ own ~ " drop partition id " ~ partition) %}
+        {% else %}
+            {#- A mutation rewrites the parts, so that no byte stays behind a mask. -#}
+            {% do run_query(
+                "alter table " ~ own ~ " delete"
+                ~ (" in partition id " ~ partition if permit['partition_id'] != 'all' else "")
+                ~ " where " ~ permit['predicate']
+                ~ " settings mutations_sync = 2, allow_nondeterministic_mutations = 1"
+            ) %}
+            {#- What it replaced stays on the disk until something sweeps: dropping a month without rows does. -#}
+            {% do run_query("alter table " ~ own ~ " drop partition id '190001'") %}
+        {% endif %}
+    {% endfor %}
+{% endmacro %}
+
+
 {% macro retention_permit(plan_id, step_id, table) %}
     {% set found = run_query(
         "select partition_id, predicate, is_whole_partition, row_count, hashed_columns, fingerprint"
@@ -17,10 +47,9 @@
         ) }}
     {% endif %}
     {% set permit = found.rows[0] %}
-    {% set relation = retention_relation(table) %}
     {% set standing = run_query(
         "select count(), toString(sum(reinterpretAsUInt128(sipHash128(" ~ permit['hashed_columns'] ~ "))))"
-        ~ " from " ~ relation ~ " where " ~ permit['predicate']
+        ~ " from " ~ retention_relation(table) ~ " where " ~ permit['predicate']
     ).rows[0] %}
     {% if standing[0] | string != permit['row_count'] | string or standing[1] != permit['fingerprint'] %}
         {{ exceptions.raise_compiler_error(
@@ -28,37 +57,6 @@
         ) }}
     {% endif %}
     {{ return(permit) }}
-{% endmacro %}
-
-
-{#- Takes a whole partition: in time that does not depend on its rows. -#}
-{% macro retention_drop_partition(plan_id, step_id, table) %}
-    {% set permit = retention_permit(plan_id, step_id, table) %}
-    {% set relation = retention_relation(table) %}
-    {% set partition = retention_literal(permit['partition_id']) %}
-    {% set others = run_query(
-        "select count() from " ~ relation ~ " where _partition_id = " ~ partition
-        ~ " and not (" ~ permit['predicate'] ~ ")"
-    ).rows[0][0] %}
-    {% if not permit['is_whole_partition'] or others > 0 %}
-        {{ exceptions.raise_compiler_error("refused: not all rows of the partition are to go from " ~ table) }}
-    {% endif %}
-    {% do run_query("alter table " ~ retention_own(table) ~ " drop partition id " ~ partition) %}
-{% endmacro %}
-
-
-{#- Takes some rows of a partition: by a mutation that rewrites its parts, so that no byte stays behind a mask. -#}
-{% macro retention_delete_rows(plan_id, step_id, table) %}
-    {% set permit = retention_permit(plan_id, step_id, table) %}
-    {% set partition = retention_literal(permit['partition_id']) %}
-    {% do run_query(
-        "alter table " ~ retention_own(table) ~ " delete"
-        ~ (" in partition id " ~ partition if permit['partition_id'] != 'all' else "")
-        ~ " where " ~ permit['predicate']
-        ~ " settings mutations_sync = 2, allow_nondeterministic_mutations = 1"
-    ) %}
-    {#- What the mutation replaced stays on the disk until something sweeps: dropping a month without rows does. -#}
-    {% do run_query("alter table " ~ retention_own(table) ~ " drop partition id '190001'") %}
 {% endmacro %}
 
 

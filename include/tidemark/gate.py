@@ -610,7 +610,7 @@ class _Comparison:
             }
             for side, totals in sides.items():
                 events, ids, money = totals.get(key, _NOTHING)
-                row |= {f"{side}_events": events, f"{side}_ids": ids, f"{side}_money": money}
+                row[side] = f"{events} rows of {ids} ids {money}"
             rows.append(row)
         return rows
 
@@ -800,10 +800,7 @@ def _line(row: Mapping[str, Any], conditions: Mapping[tuple[str, str], str]) -> 
     if row["currency"]:
         where += f", {row['currency']}"
     sides = [side for side in ("ledger", "raw", "marts") if side != "raw" or row["is_recounted"]]
-    return f"{where}: " + ", ".join(
-        f"{side} {row[f'{side}_events']} rows of {row[f'{side}_ids']} ids {row[f'{side}_money']}"
-        for side in sides
-    )
+    return f"{where}: " + ", ".join(f"{side} {row[side]}" for side in sides)
 
 
 def _block(path: Path, name: str) -> str:

@@ -108,7 +108,7 @@ def _limits(ladder: Policy) -> Iterator[str]:
         "",
         f"- A plan over more than {purge.approval_rows:,} rows waits for a person.",
         f"- No verdict older than {purge.verdict_hours} hours opens a purge.",
-        f"- The permit for a destroying statement lives {purge.permit_minutes} minutes.",
+        f"- The permits of a step live {purge.permit_minutes} minutes for each of its tables.",
         f"- A verified backup younger than {backup.hours} hours is"
         f" {'required' if backup.required else 'looked for and not yet required'}.",
         f"- A cell of a mart that outlives raw data and counts customers is small below"

@@ -3,12 +3,14 @@
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Asset
+from airflow.sdk import Asset, AssetAlias
 
 from tidemark_airflow.notice import FailureNotice
 
 #: Rows in raw whose days the marts do not show yet.
 RAW = Asset(name="raw", uri="tidemark://warehouse/raw")
+#: Stands for them where a load may also leave nothing to show.
+LOADED = AssetAlias(name="raw")
 #: The daily marts, tied out.
 MARTS = Asset(name="marts", uri="tidemark://warehouse/marts")
 #: The evidence of a purge, verified.

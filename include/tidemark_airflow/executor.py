@@ -35,8 +35,8 @@ HEAVY = (
 )
 
 
-#: Seconds that the scheduler waits for its workers before it looks for other work.
-PAUSE = 0.2
+#: Seconds until the scheduler looks for other work: while tasks run, theirs comes before.
+IDLE, BUSY = 0.2, 1.0
 
 
 class ReadyExecutor(LocalExecutor):
@@ -72,5 +72,6 @@ class ReadyExecutor(LocalExecutor):
         Airflow's scheduler sleeps between its rounds and hears of nothing meanwhile; in this one
         `scheduler_idle_sleep_time` is 0, and this wait is the sleep.
         """
-        wait([self.result_queue._reader], PAUSE)  # type: ignore[attr-defined]
+        pause = BUSY if self.running else IDLE
+        wait([self.result_queue._reader], pause)  # type: ignore[attr-defined]
         super().sync()

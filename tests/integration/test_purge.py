@@ -208,20 +208,58 @@ def test_a_hold_between_gate_and_purge_is_noticed(built: Warehouse) -> None:
     assert count(built, "raw.pixel_events") == rows
 
 
-def test_the_macros_refuse_without_a_permit(built: Warehouse) -> None:
+def test_the_macro_refuses_without_a_permit(built: Warehouse) -> None:
     found = plan(built, date(2025, 10, 10))
     [step] = found.steps
+    [target] = [own for own in step.targets if own.table == "raw.pixel_events"]
     rows = count(built, "raw.pixel_events")
-    for macro in ("retention_drop_partition", "retention_delete_rows"):
-        for arguments in (
-            {"plan_id": found.plan_id, "step_id": step.step_id, "table": "raw.pixel_events"},
-            {"plan_id": "' or 1 = 1 --", "step_id": "", "table": "raw.pixel_events"},
-        ):
-            with pytest.raises(TidemarkError, match="no valid permit"):
-                building.dbt(
-                    built.settings, ["run-operation", macro, "--args", json.dumps(arguments)]
-                )
-    assert count(built, "raw.pixel_events") == rows
+    assert rows > 0
+
+    def refused(why: str, plan_id: str = found.plan_id, **permit: Any) -> None:
+        if permit:
+            clickhouse.insert_rows(
+                built.settings,
+                "retention.permits",
+                [
+                    {
+                        "plan_id": plan_id,
+                        "step_id": step.step_id,
+                        "table_name": target.table,
+                        "partition_id": target.partition,
+                        "predicate": target.predicate,
+                        "is_whole_partition": True,
+                        "row_count": target.rows,
+                        "hashed_columns": clickhouse.identifiers(target.columns),
+                        "fingerprint": target.fingerprint,
+                        "expires_at": int(now().timestamp()) + 600,
+                        **permit,
+                    }
+                ],
+            )
+        arguments = {"plan_id": plan_id, "step_id": step.step_id, "tables": [target.table]}
+        with pytest.raises(TidemarkError, match=why):
+            building.dbt(
+                built.settings,
+                ["run-operation", "retention_destroy", "--args", json.dumps(arguments)],
+            )
+        clickhouse.execute(built.settings, "truncate table retention.permits")
+        assert count(built, "raw.pixel_events") == rows
+
+    refused("no valid permit for raw.pixel_events")
+    refused("no valid permit", "' or 1 = 1 --")
+    refused("no valid permit", expires_at=int(now().timestamp()) - 1)
+    refused("no valid permit", step_id="another")
+    refused("not those that the permit was written for", row_count=target.rows + 1)
+    refused("not those that the permit was written for", fingerprint="0")
+    one_day = f"{target.predicate} and local_date = '2024-08-10'"
+    hashed = clickhouse.identifiers(target.columns)
+    [day] = clickhouse.rows(
+        built.settings,
+        "select count() as row_count, toString(sum(reinterpretAsUInt128(sipHash128("
+        f"{hashed})))) as fingerprint from {target.table} where {one_day}",
+    )
+    assert 0 < int(day["row_count"]) < target.rows
+    refused("not all rows of the partition are to go", predicate=one_day, **day)
 
 
 def test_a_hold_defers_and_its_release_catches_up(built: Warehouse) -> None:
