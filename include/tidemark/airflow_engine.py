@@ -14,6 +14,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 
@@ -159,7 +160,7 @@ def _migrate(settings: Settings, note: Callable[[str], None]) -> None:
     note("preparing Airflow's database")
     log = settings.logs / "airflow-migrate.log"
     process = processes.spawn(
-        [sys.executable, "-m", "airflow", "db", "migrate"],
+        _command("db", "migrate"),
         log,
         cwd=settings.airflow,
         environment=environment(settings),
@@ -180,6 +181,12 @@ def _revision(settings: Settings) -> str:
             return ""
         version = connection.execute("select version_num from alembic_version").fetchone()
         return str(version["version_num"]) if version else ""
+
+
+def _command(*arguments: str) -> list[str]:
+    # Not with -m: dbt asks what module each frame of its stack is of, and for those that start a
+    # module by name Python looks through all there are, a sixth of a second each time.
+    return [sys.executable, str(Path(sys.executable).with_name("airflow")), *arguments]
 
 
 def _parts(settings: Settings) -> list["_Part"]:
@@ -206,7 +213,7 @@ class _Part:
         if self._serves:
             processes.check_port_free(settings.airflow_port, "TIDEMARK_AIRFLOW_PORT", self.name)
         process = processes.spawn(
-            [sys.executable, "-m", "airflow", *self._arguments],
+            _command(*self._arguments),
             self.log,
             cwd=settings.airflow,
             environment=environment(settings),
