@@ -34,7 +34,8 @@ def load() -> None:
                 f"{len(loaded['failed'])} files: {'; '.join(loaded['failed'])}"
             )
 
-    check_files(task(loads.load_files, outlets=[defaults.LOADED])())
+    loaded = task(loads.load_files, outlets=[defaults.LOADED])()
+    check_files(loaded)
 
 
 load()

@@ -164,6 +164,14 @@ class AirflowHome:
         runs = self.api("GET", f"/dags/{dag_id}/dagRuns?order_by=-id&limit=1")["dag_runs"]
         return str(runs[0]["dag_run_id"]) if runs else None
 
+    def built(self) -> str | None:
+        """The newest run of `transform` that built; one after it may have found nothing due."""
+        for run in self.api("GET", "/dags/transform/dagRuns?order_by=-id")["dag_runs"]:
+            run_id = str(run["dag_run_id"])
+            if self.tasks("transform", run_id).get("gate", {}).get("state") == "success":
+                return run_id
+        return None
+
     def log(self, dag_id: str, run_id: str, task_id: str, number: int = 1) -> str:
         """What a task wrote."""
         path = (

@@ -9,7 +9,7 @@ from tidemark_airflow.notice import FailureNotice
 
 #: Rows in raw whose days the marts do not show yet.
 RAW = Asset(name="raw", uri="tidemark://warehouse/raw")
-#: Stands for them where a load may also leave nothing to show.
+#: The outlet of a load, which may also leave nothing to show.
 LOADED = AssetAlias(name="raw")
 #: The daily marts, tied out.
 MARTS = Asset(name="marts", uri="tidemark://warehouse/marts")
