@@ -75,6 +75,7 @@ async def _run(config: Config, engine: Engine, listener: socket.socket) -> None:
         uvicorn.Config(
             app,
             log_config=None,
+            proxy_headers=False,
             access_log=False,
             lifespan="off",
             server_header=False,

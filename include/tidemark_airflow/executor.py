@@ -36,7 +36,7 @@ HEAVY = (
 
 
 #: Seconds until the scheduler looks for other work: while tasks run, theirs comes before.
-IDLE, BUSY = 0.2, 1.0
+IDLE, BUSY = 0.5, 1.0
 
 
 class ReadyExecutor(LocalExecutor):
