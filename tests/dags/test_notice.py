@@ -1,6 +1,7 @@
 """The notice of a failed task, and how it is forgotten."""
 
 import json
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from tidemark.errors import Refused
+from tidemark.errors import Refused, TidemarkError
 from tidemark_airflow import traces
 from tidemark_airflow.notice import FailureNotice
 
@@ -95,6 +96,21 @@ def test_notices_past_their_window_go(tmp_path: Path) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     traces._forget_failures(file, date(2026, 9, 1))
     assert file.read_text(encoding="utf-8").splitlines() == lines[1:]
+
+
+def test_the_database_is_where_airflows_own_processes_find_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocked = "airflow-db-not-allowed:///"
+    for name in traces._BLOCKED:
+        monkeypatch.setenv(name, blocked)
+    address = "postgresql+psycopg://airflow:brine@127.0.0.1:1/airflow"
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD", f"printf {address}")
+    assert traces._database_url() == address
+    assert [os.environ[name] for name in traces._BLOCKED] == [blocked, blocked]
+    with pytest.raises(TidemarkError, match=r"cannot be cleaned: .*port 1 failed") as failed:
+        traces._clean_database(date(2026, 9, 1))
+    assert "brine" not in str(failed.value)
 
 
 def test_the_log_of_a_process_lives_a_window_at_most(tmp_path: Path) -> None:
