@@ -58,10 +58,7 @@ def add(
     """
     _check(connection, ladder, workspace_id, data_class, subject)
     reason = ledger.checked_reason(reason)
-    hashes: list[str] = []
-    if subject is not None:
-        key = keyring.pseudonym_key(connection, workspace_id)
-        hashes = sorted(privacy.subject_hashes(key, subject, _customer_sources(ladder)))
+    hashes = subject_hashes(connection, keyring, ladder, workspace_id, subject)
     # Two at once would both find none.
     connection.execute("lock table control.holds in share row exclusive mode")
     row = connection.execute(
@@ -80,6 +77,28 @@ def add(
     hold = _one(connection, row["hold_id"])
     ledger.append(connection, keyring, "hold_added", _entry(hold), now)
     return hold, True
+
+
+def subject_hashes(
+    connection: Connection,
+    keyring: Keyring,
+    ladder: Policy,
+    workspace_id: str,
+    subject: str | None,
+) -> list[str]:
+    """Every value by which rows of a workspace may name a person, in order; none for nobody.
+
+    Args:
+        subject: as `privacy.subject_hashes` reads it.
+
+    Raises:
+        UsageError: there is no such workspace, or the subject is empty.
+    """
+    _check_workspace(connection, workspace_id)
+    if subject is None:
+        return []
+    key = keyring.pseudonym_key(connection, workspace_id)
+    return sorted(privacy.subject_hashes(key, subject, _customer_sources(ladder)))
 
 
 def release(
@@ -147,11 +166,7 @@ def _check(
     data_class: str | None,
     subject: str | None,
 ) -> None:
-    known = connection.execute(
-        "select from app.workspaces where workspace_id = %s", [workspace_id]
-    ).fetchone()
-    if known is None:
-        raise UsageError(f"no workspace {workspace_id}; `tidemark workspace list` names them")
+    _check_workspace(connection, workspace_id)
     if data_class is None:
         return
     if data_class not in ladder.classes:
@@ -159,6 +174,14 @@ def _check(
         raise UsageError(f"no class {data_class}; include/policy.yml has {names}")
     if subject is not None and not ladder.classes[data_class].subjects:
         raise UsageError(f"{data_class} has no column that names a person: hold the whole class")
+
+
+def _check_workspace(connection: Connection, workspace_id: str) -> None:
+    known = connection.execute(
+        "select from app.workspaces where workspace_id = %s", [workspace_id]
+    ).fetchone()
+    if known is None:
+        raise UsageError(f"no workspace {workspace_id}; `tidemark workspace list` names them")
 
 
 def _customer_sources(ladder: Policy) -> tuple[str, ...]:

@@ -114,6 +114,11 @@ def _limits(ladder: Policy) -> Iterator[str]:
         f"- A cell of a mart that outlives raw data and counts customers is small below"
         f" {purge.k} of them.",
         "",
+        "## Requests",
+        "",
+        f"An erasure is due {ladder.requests.erase_days} days after it was received, an export"
+        f" {ladder.requests.export_days} days.",
+        "",
     )
 
 

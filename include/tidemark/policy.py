@@ -217,6 +217,13 @@ class PurgeRules(_Strict):
     k: Annotated[int, Field(gt=1)]
 
 
+class RequestRules(_Strict):
+    """Days from a request's receipt to its deadline."""
+
+    erase_days: Annotated[int, Field(gt=0)]
+    export_days: Annotated[int, Field(gt=0)]
+
+
 class Policy(_Strict):
     """The whole ladder."""
 
@@ -228,6 +235,7 @@ class Policy(_Strict):
     figures: dict[str, Figure]
     gate: GateRules
     purge: PurgeRules
+    requests: RequestRules
     #: Tables that no class purges though a column looks like somebody's identifier: the reason.
     kept: dict[str, str]
     #: As the file has them: by table, then by kind and measure groups. `columns` is the other way.
