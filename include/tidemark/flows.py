@@ -26,6 +26,8 @@ from tidemark.frozen import Closed
 from tidemark.keys import Keyring
 from tidemark.postgres import Connection
 
+#: In the home while a restore is under way: nothing else may run on half of the rows.
+RESTORING = "restoring"
 # Load, build and purge change the same tables, so one at a time holds this advisory lock.
 _WAREHOUSE_LOCK = 0x7469_6466
 
@@ -82,8 +84,14 @@ class BuildReport:
 
 
 @contextmanager
-def warehouse(settings: Settings, note: Note = lambda _: None) -> Iterator[Connection]:
-    """A connection that holds the warehouse's lock; it waits while another run holds it."""
+def warehouse(
+    settings: Settings, note: Note = lambda _: None, *, is_restore: bool = False
+) -> Iterator[Connection]:
+    """A connection that holds the warehouse's lock; it waits while another run holds it.
+
+    Raises:
+        Refused: a restore was begun and not finished, and this is not it.
+    """
     with postgres.connect(settings, autocommit=True) as connection:
         row = connection.execute(
             "select pg_try_advisory_lock(%s) as held", [_WAREHOUSE_LOCK]
@@ -91,6 +99,8 @@ def warehouse(settings: Settings, note: Note = lambda _: None) -> Iterator[Conne
         if row is not None and not row["held"]:
             note("another load or build is running: waiting for it")
             connection.execute("select pg_advisory_lock(%s)", [_WAREHOUSE_LOCK])
+        if not is_restore and (settings.home / RESTORING).exists():
+            raise Refused("a restore was begun and not finished: run `tidemark restore` again")
         # Closing the connection lets the lock go, also when the process is killed.
         yield connection
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from tidemark import clickhouse, load, policy
+from tidemark import backup, clickhouse, load, policy
 from tidemark import plan as planning
 from tidemark.build import ScopeDay
 from tidemark.cold import ReadBack
@@ -164,7 +164,7 @@ def prove(
     asked = _due(settings, connection, ladder, steps, data_class) if is_built else {}
     comparison = _Comparison(settings, connection, ladder, asked, data_class)
     found = [
-        *conditions(settings, connection, ladder, plan, data_class),
+        *conditions(settings, connection, ladder, plan, data_class, now),
         *_cold(steps, copies),
     ]
     return _judge(settings, connection, comparison, found, plan.as_of, now, plan, data_class)
@@ -278,20 +278,16 @@ def conditions(
     ladder: policy.Policy,
     plan: planning.Plan,
     data_class: str,
+    now: datetime,
 ) -> list[Condition]:
-    """What besides the figures a purge of a class asks for; those with something open block it."""
+    """What besides the figures a purge of a class asks for; those with something open block it.
+
+    Args:
+        now: the clock of the run, by which a backup's age goes.
+    """
     steps = plan.of(data_class)
     own = ladder.classes[data_class]
-    backup = ladder.gate.verified_backup
-    found = [
-        Condition(
-            "verified_backup_missing",
-            "",
-            int(backup.required),
-            f"no verified backup younger than {backup.hours} hours is known",
-            note="" if backup.required else "no backup is verified yet; the policy lets it pass",
-        )
-    ]
+    found = [_backed_up(settings, connection, ladder.gate.verified_backup, now)]
     if own.measures and not _is_built(settings):
         return [*found, Condition("build_missing", "", 1, "run `tidemark build`")]
     if "anonymise" in own.expiry:
@@ -329,6 +325,23 @@ def conditions(
             for workspace_id in sorted({name for step in steps for name in step.workspaces})
         ),
     ]
+
+
+def _backed_up(
+    settings: Settings, connection: Connection, wanted: policy.VerifiedBackup, now: datetime
+) -> Condition:
+    """Whether what goes could be brought back if its purge were a mistake."""
+    name = "verified_backup_missing"
+    last = backup.last_made(settings, connection)
+    if last is None and wanted.required == "once_made":
+        return Condition(name, "", 0, "", note="no backup was ever made; the policy lets it pass")
+    is_fresh = last is not None and last.is_fresh(now, wanted.hours)
+    return Condition(
+        name,
+        "",
+        int(not is_fresh),
+        f"none younger than {wanted.hours} hours: run `tidemark backup`",
+    )
 
 
 def _small_cells(settings: Settings, steps: Sequence[planning.Step], k: int) -> list[Condition]:

@@ -109,10 +109,16 @@ def _limits(ladder: Policy) -> Iterator[str]:
         f"- A plan over more than {purge.approval_rows:,} rows waits for a person.",
         f"- No verdict older than {purge.verdict_hours} hours opens a purge.",
         f"- The permits of a step live {purge.permit_minutes} minutes for each of its tables.",
-        f"- A verified backup younger than {backup.hours} hours is"
-        f" {'required' if backup.required else 'looked for and not yet required'}.",
+        f"- A verified backup younger than {backup.hours} hours is required"
+        f"{'' if backup.required == 'always' else ' of a home that ever made one'}.",
         f"- A cell of a mart that outlives raw data and counts customers is small below"
         f" {purge.k} of them.",
+        "",
+        "## Backups",
+        "",
+        f"A daily backup stays {ladder.backups.daily}, a monthly one {ladder.backups.monthly}. No"
+        f" backup has the rows of {_names(ladder.backups.never)}; a monthly has no personal column"
+        f" and of schema `app` only {_names(ladder.backups.monthly_app)}.",
         "",
         "## Requests",
         "",

@@ -8,6 +8,7 @@ from typing import Any
 
 from tidemark import clickhouse, freshness, overrides, policy
 from tidemark import plan as planning
+from tidemark.backup import LastBackup, last_made
 from tidemark.config import Settings
 from tidemark.policy import Policy, Window
 from tidemark.postgres import Connection, Row
@@ -135,6 +136,9 @@ class Overview:
     sources: tuple[freshness.SourceState, ...]
     requests: tuple[RequestState, ...]
     build: BuildState | None
+    #: The newest daily backup, and whether a purge may rely on it.
+    backup: LastBackup | None
+    is_backed_up: bool
 
     @property
     def span(self) -> Span:
@@ -163,6 +167,8 @@ def overview(settings: Settings, connection: Connection, as_of: date, now: datet
     tonight = datetime.combine(now.date(), NIGHTLY, now.tzinfo)
     next_purge_at = tonight if tonight > now else tonight + timedelta(days=1)
     plan = _last_plan(connection)
+    backup = last_made(settings, connection)
+    hours = ladder.gate.verified_backup.hours
     return Overview(
         as_of=as_of,
         now=now,
@@ -175,6 +181,8 @@ def overview(settings: Settings, connection: Connection, as_of: date, now: datet
         sources=freshness.sources(connection, ladder, as_of),
         requests=_requests(connection, now),
         build=_build(connection),
+        backup=backup,
+        is_backed_up=backup is not None and backup.is_fresh(now, hours),
     )
 
 

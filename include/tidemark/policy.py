@@ -195,7 +195,8 @@ class Figure(_Strict):
 class VerifiedBackup(_Strict):
     """The condition of the gate that a backup has been verified."""
 
-    required: bool
+    #: Of every home, or of those that made one before: a purge then needs a fresh one.
+    required: Literal["always", "once_made"]
     #: Its age at most.
     hours: Annotated[int, Field(gt=0)]
 
@@ -217,6 +218,17 @@ class PurgeRules(_Strict):
     k: Annotated[int, Field(gt=1)]
 
 
+class BackupRules(_Strict):
+    """How long backups stay, and what they leave out."""
+
+    daily: _Window
+    monthly: _Window
+    #: Tables of PostgreSQL whose rows are in no backup.
+    never: Names
+    #: Of schema app a monthly has the rows of these alone.
+    monthly_app: Names
+
+
 class RequestRules(_Strict):
     """Days from a request's receipt to its deadline."""
 
@@ -236,6 +248,7 @@ class Policy(_Strict):
     gate: GateRules
     purge: PurgeRules
     requests: RequestRules
+    backups: BackupRules
     #: Tables that no class purges though a column looks like somebody's identifier: the reason.
     kept: dict[str, str]
     #: As the file has them: by table, then by kind and measure groups. `columns` is the other way.

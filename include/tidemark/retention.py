@@ -80,6 +80,7 @@ class Gate(Protocol):
         ladder: Policy,
         plan: Plan,
         data_class: str,
+        now: datetime,
     ) -> Sequence[Condition]:
         """What besides the figures has to be in order."""
         ...
@@ -190,7 +191,7 @@ def plan(
             planning.store(connection, found, now)
         blocked = {}
         for name in found.classes:
-            conditions = gate.conditions(settings, connection, ladder, found, name)
+            conditions = gate.conditions(settings, connection, ladder, found, name, now)
             blocked[name] = tuple(str(own) for own in conditions if own.open)
         door = _door(settings, connection, ladder, lambda: now, note)
         return PlanReport(

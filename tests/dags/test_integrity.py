@@ -17,8 +17,10 @@ from tidemark.config import Settings
 ROOT = Path(__file__).resolve().parents[2]
 #: dag_id: its schedule.
 DAGS = {
+    "backup_nightly": "0 3 * * *",
     "load": "0 2 * * *",
     "recall": None,
+    "restore_smoke_weekly": "0 4 * * 0",
     "retention_nightly": "30 3 * * *",
     "transform": "asset",
 }

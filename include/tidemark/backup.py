@@ -1,0 +1,722 @@
+"""Backups of both stores, each restored into scratch space and compared before it counts as one.
+
+A backup is a folder: ClickHouse's own files, PostgreSQL's dump, and a manifest that is written
+last, so that a folder without one is none. A daily has every row but those of salts; a monthly has
+no personal column and no people of the operational store. Keys are in it as PostgreSQL has them,
+wrapped by the home's master key, which is in no backup.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from upath import UPath
+
+from tidemark import clickhouse, cold, ledger, policy, postgres_dump
+from tidemark.clickhouse import ClickHouseError, identifier, literal
+from tidemark.cold import Column
+from tidemark.config import Settings
+from tidemark.errors import Refused, TidemarkError, UsageError
+from tidemark.flows import Note, warehouse
+from tidemark.keys import Keyring
+from tidemark.policy import Policy
+from tidemark.postgres import Connection
+
+Kind = Literal["daily", "monthly"]
+
+ARCHIVE, DUMP, MANIFEST = "clickhouse", "postgres.dump", "manifest.json"
+#: Entries of the ledger.
+DONE, CHECKED, EXPIRY_BEGUN, EXPIRED = (
+    "backup_done", "backup_checked", "backup_expiry_begun", "backup_expired",
+)  # fmt: skip
+#: Where tables stand while a backup is made or read back; gone afterwards.
+SCRATCH = "backup_scratch"
+_WRITING = ".writing"
+_ERASURES = "erasures.jsonl"
+_FORMAT = 1
+_CHUNK_BYTES = 1 << 20
+#: That are read back together, unless one table alone has more.
+_ROWS_AT_ONCE = 10_000_000
+_NOT_OURS = ("system", "information_schema", "INFORMATION_SCHEMA", "default", SCRATCH)
+# Of a large table the engine may say nothing for long.
+_PATIENCE = 6 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of ClickHouse as a backup has it."""
+
+    name: str
+    engine: str
+    #: The statement that makes it.
+    create: str = field(repr=False)
+    columns: tuple[Column, ...]
+    #: Personal columns that a monthly leaves out.
+    left_out: tuple[str, ...]
+    #: Of its rows; None before they were read.
+    figures: Mapping[str, Any] | None = None
+
+    @property
+    def quoted(self) -> str:
+        """Its name as SQL."""
+        return _quoted(self.name)
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether it lacks columns of the table that it was made of."""
+        return bool(self.left_out)
+
+    def select(self, relation: str) -> str:
+        """SQL of what the rows of a relation of these columns are."""
+        merged = " final" if self.engine.endswith("ReplacingMergeTree") else ""
+        return (
+            f"select {cold.figures(self.columns)}"
+            f" from ({cold.flattened(self.columns, relation)}{merged})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its entry in the manifest."""
+        return {
+            "name": self.name,
+            "engine": self.engine,
+            "create": self.create,
+            "columns": [{"name": own.name, "type": own.type} for own in self.columns],
+            "left_out": list(self.left_out),
+            **(self.figures or {}),
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "Table":
+        """The table of a manifest's entry."""
+        return cls(
+            entry["name"],
+            entry["engine"],
+            entry["create"],
+            tuple(Column(own["name"], own["type"]) for own in entry["columns"]),
+            tuple(entry["left_out"]),
+            {name: entry[name] for name in ("rows", "column_hashes", "row_hash")},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A backup that was read back when it was made."""
+
+    name: str
+    kind: Kind
+    #: The day that decides how long it stays.
+    day: date
+    made_at: datetime
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """ClickHouse's tables in it, those with rows of their own."""
+        return tuple(Table.from_dict(entry) for entry in self.manifest["clickhouse"]["tables"])
+
+    @property
+    def rows(self) -> int:
+        """Rows of both stores."""
+        entries = [
+            *self.manifest["clickhouse"]["tables"],
+            *self.manifest["postgres"]["tables"].values(),
+        ]
+        return sum(int(own["rows"]) for own in entries)
+
+    @property
+    def bytes(self) -> int:
+        """Of its files."""
+        return sum(int(own["bytes"]) for own in self.manifest["files"].values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "day": self.day,
+            "made_at": self.made_at,
+            "verified_at": self.manifest["verified_at"],
+            "tables": len(self.tables) + len(self.manifest["postgres"]["tables"]),
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "files": {name: own["sha256"] for name, own in self.manifest["files"].items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LastBackup:
+    """The newest daily as the ledger knows it."""
+
+    name: str
+    #: When it had been read back.
+    verified_at: datetime
+    #: It still lies at the location.
+    is_there: bool
+
+    def is_fresh(self, now: datetime, hours: int) -> bool:
+        """Whether it lets a purge pass."""
+        return self.is_there and now - self.verified_at <= timedelta(hours=hours)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What a run made, and what was past its time."""
+
+    made: tuple[Backup, ...]
+    expired: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as one JSON document."""
+        return {"made": [own.as_dict() for own in self.made], "expired": list(self.expired)}
+
+
+def make(
+    settings: Settings,
+    *,
+    as_of: date,
+    clock: Callable[[], datetime],
+    note: Note = lambda _: None,
+) -> BackupReport:
+    """Make the day's backup, and the month's where it has none; delete those past their time.
+
+    Nothing is loaded, built or purged meanwhile. Safe to run again, also after a kill.
+
+    Raises:
+        Refused: the day lies in the future.
+        TidemarkError: a store fails, or what was read back is not what stands; nothing is deleted
+            then.
+    """
+    refuse_cluster(settings)
+    policy.refuse_future(as_of, clock())
+    ladder = policy.read(settings)
+    with warehouse(settings, note) as connection:
+        keyring = Keyring.from_settings(settings)
+        with ledger.kept_outside(settings, connection, clock):
+            if not _has_workspaces(connection):
+                note("there is no workspace yet, so nothing to back up")
+                return BackupReport((), ())
+            maker = _Maker(settings, connection, ladder, keyring, as_of, clock, note)
+            months = {own.day.replace(day=1) for own in stored(settings) if own.kind == "monthly"}
+            made = [maker.make("daily")]
+            if as_of.replace(day=1) not in months:
+                made.append(maker.make("monthly"))
+            return BackupReport(tuple(made), tuple(maker.expire()))
+
+
+def stored(settings: Settings) -> tuple[Backup, ...]:
+    """The backups that lie at the location, newest first.
+
+    Raises:
+        TidemarkError: a manifest is not one.
+    """
+    root = UPath(settings.backups)
+    if not root.exists():
+        return ()
+    found = []
+    for folder in root.iterdir():
+        path = folder / MANIFEST
+        if folder.name.startswith(".") or not path.exists():
+            continue
+        try:
+            manifest = json.loads(path.read_bytes())
+            if manifest["format"] != _FORMAT or manifest["name"] != folder.name:
+                raise ValueError("format or name")
+            found.append(
+                Backup(
+                    manifest["name"],
+                    manifest["kind"],
+                    date.fromisoformat(manifest["day"]),
+                    datetime.fromisoformat(manifest["made_at"]),
+                    manifest,
+                )
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise TidemarkError(f"{path} is no manifest of a backup: move it away") from error
+    return tuple(sorted(found, key=lambda own: (own.made_at, own.name), reverse=True))
+
+
+def find(settings: Settings, name: str | None) -> Backup:
+    """A backup by its name; the newest daily without one.
+
+    Raises:
+        UsageError: there is none such.
+    """
+    every = stored(settings)
+    wanted = [own for own in every if (own.kind == "daily" if name is None else own.name == name)]
+    if not wanted:
+        what = f"no backup {name}" if name else "no daily backup"
+        raise UsageError(f"{what} in {settings.backups}; `tidemark backup --list` names them")
+    return wanted[0]
+
+
+def check(
+    settings: Settings,
+    name: str | None,
+    *,
+    clock: Callable[[], datetime],
+    note: Note = lambda _: None,
+) -> Backup:
+    """Restore a backup into scratch space once more, and compare every column of every row.
+
+    Args:
+        name: the newest daily without one.
+
+    Raises:
+        UsageError: there is no such backup.
+        TidemarkError: it is damaged; the message names the file or table.
+    """
+    refuse_cluster(settings)
+    with warehouse(settings, note) as connection:
+        found = find(settings, name)
+        with fetched(settings, found) as folder:
+            verify(settings, folder, found.manifest, note)
+        with ledger.kept_outside(settings, connection, clock), connection.transaction():
+            keyring = Keyring.from_settings(settings)
+            ledger.append(connection, keyring, CHECKED, {"name": found.name}, clock())
+        return found
+
+
+def last_made(settings: Settings, connection: Connection) -> "LastBackup | None":
+    """The newest daily that the ledger knows; None where none was ever made."""
+    row = connection.execute(
+        "select document ->> 'name' as name, at from control.ledger where kind = %s"
+        " and document ->> 'kind' = 'daily' order by entry_id desc limit 1",
+        [DONE],
+    ).fetchone()
+    if row is None:
+        return None
+    is_there = (UPath(settings.backups) / row["name"] / MANIFEST).exists()
+    return LastBackup(row["name"], row["at"], is_there)
+
+
+def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Sequence[str]) -> None:
+    """Note beside the backups whom a restore must not bring back; the same request once.
+
+    Called before anything of the person goes. The hashes are those of the erasure list.
+    """
+    if any(own["code"] == code for own in erasures(settings)):
+        return
+    line = {"code": code, "workspace_id": workspace_id, "hashes": list(hashes)}
+    path = UPath(settings.backups) / _ERASURES
+    text = json.dumps(line) + "\n"
+    if "://" in settings.backups:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.write_text(before + text, encoding="utf-8")
+        return
+    folder = Path(settings.backups)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder / _ERASURES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, text.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def erasures(settings: Settings) -> Iterator[Mapping[str, Any]]:
+    """What `keep_erasure` noted: code, workspace_id and hashes of each request."""
+    path = UPath(settings.backups) / _ERASURES
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        # A killed run may have left half of its last line; the request comes again.
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
+# -- making --------------------------------------------------------------------------------------
+
+
+class _Maker:
+    """One run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        ladder: Policy,
+        keyring: Keyring,
+        as_of: date,
+        clock: Callable[[], datetime],
+        note: Note,
+    ) -> None:
+        self.settings = settings
+        self.connection = connection
+        self.ladder = ladder
+        self.keyring = keyring
+        self.as_of = as_of
+        self.clock = clock
+        self.note = note
+
+    def make(self, kind: Kind) -> Backup:
+        """Write a backup, read it back, and let it appear."""
+        made_at = self.clock()
+        name = f"{kind}-{made_at.astimezone(UTC):%Y-%m-%dT%H%M%SZ}"
+        work = self.settings.backups_folder / _WRITING
+        shutil.rmtree(work, ignore_errors=True)
+        folder = work / name
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+            self.note(f"{name}: writing")
+            manifest: dict[str, Any] = {
+                "format": _FORMAT,
+                "name": name,
+                "kind": kind,
+                "day": self.as_of.isoformat(),
+                "made_at": made_at.astimezone(UTC).isoformat(),
+                "policy_sha256": self.ladder.sha256,
+                # Opens with the master key alone that the keys in the dump are wrapped by.
+                "master_key": self.keyring.wrap(name.encode(), name).hex(),
+                "clickhouse": self._archive(kind, folder / ARCHIVE),
+                "postgres": self._dump(kind, folder / DUMP),
+            }
+            manifest["files"] = {name: _listed(folder / name) for name in (ARCHIVE, DUMP)}
+            self.note(f"{name}: reading it back")
+            verify(self.settings, folder, manifest, lambda _: None)
+            manifest["verified_at"] = self.clock().astimezone(UTC).isoformat()
+            _publish(self.settings, folder, manifest)
+        except OSError as error:
+            raise TidemarkError(
+                f"the backup cannot be written to {self.settings.backups}"
+                f" ({error.strerror or type(error).__name__}); older ones stay as they are"
+            ) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        backup = Backup(name, kind, self.as_of, made_at, manifest)
+        with self.connection.transaction():
+            ledger.append(self.connection, self.keyring, DONE, backup.as_dict(), self.clock())
+        return backup
+
+    def expire(self) -> Iterator[str]:
+        """Delete what is past its time; the newest daily stays in any case."""
+        every = stored(self.settings)
+        newest = next((own.name for own in every if own.kind == "daily"), None)
+        due = {
+            own.name
+            for own in every
+            if own.name != newest
+            and own.day < getattr(self.ladder.backups, own.kind).start(self.as_of)
+        }
+        begun = {
+            row["name"]
+            for row in self.connection.execute(
+                "select document ->> 'name' as name from control.ledger as begun where kind = %s"
+                " and not exists (select from control.ledger as done where done.kind = %s"
+                " and done.document -> 'name' = begun.document -> 'name')",
+                [EXPIRY_BEGUN, EXPIRED],
+            )
+        }
+        for name in sorted(due | begun):
+            if name not in begun:
+                self._enter(EXPIRY_BEGUN, name)
+            self.note(f"{name}: is past its time")
+            _remove(self.settings, name)
+            self._enter(EXPIRED, name)
+            yield name
+
+    def _enter(self, kind: str, name: str) -> None:
+        with self.connection.transaction():
+            ledger.append(self.connection, self.keyring, kind, {"name": name}, self.clock())
+
+    def _archive(self, kind: Kind, path: Path) -> dict[str, Any]:
+        tables = [
+            Table(
+                own.name, own.engine, own.create, own.columns, own.left_out,
+                _figures(self.settings, own, own.name),
+            )
+            for own in _standing(self.settings, self.ladder, kind)
+        ]  # fmt: skip
+        databases = [
+            row["name"]
+            for row in clickhouse.rows(
+                self.settings,
+                "select distinct database as name from system.tables where database not in"
+                f" ({', '.join(map(literal, _NOT_OURS))}) and not is_temporary order by name",
+            )
+        ]
+        reduced = [own for own in tables if own.is_reduced]
+        with _scratch(self.settings):
+            for number, table in enumerate(reduced):
+                columns = clickhouse.identifiers(own.name for own in table.columns)
+                run(
+                    self.settings,
+                    f"create table {SCRATCH}.reduced_{number} engine = MergeTree order by tuple()"
+                    f" as select {columns} from {table.quoted}",
+                )
+            but = f"all except databases {clickhouse.identifiers(_NOT_OURS)}"
+            if reduced:
+                but += f" except tables {', '.join(table.quoted for table in reduced)}"
+            elements = [
+                f"table {SCRATCH}.reduced_{number} as {table.quoted}"
+                for number, table in enumerate(reduced)
+            ]
+            run(
+                self.settings, f"backup {', '.join([*elements, but])} to File({literal(str(path))})"
+            )
+        (version,) = clickhouse.rows(self.settings, "select version() as version")
+        return {
+            "version": version["version"],
+            "databases": databases,
+            "tables": [table.as_dict() for table in tables],
+        }
+
+    def _dump(self, kind: Kind, path: Path) -> dict[str, Any]:
+        rules = self.ladder.backups
+        with postgres_dump.snapshot(self.settings) as (connection, name):
+            every = postgres_dump.tables(connection)
+            without = set(rules.never)
+            if kind == "monthly":
+                without |= {
+                    own for own in every if own.startswith("app.") and own not in rules.monthly_app
+                }
+            held = [own for own in every if own not in without]
+            found = postgres_dump.figures(connection, held)
+            postgres_dump.dump(self.settings, path, name, without)
+            version = connection.info.server_version // 10000
+        return {"version": version, "tables": found, "left_out": sorted(without)}
+
+
+def verify(settings: Settings, folder: Path, manifest: Mapping[str, Any], note: Note) -> None:
+    """Restore a backup's files into scratch space and compare them with its manifest.
+
+    Raises:
+        TidemarkError: something differs or cannot be read.
+    """
+    check_files(folder, manifest)
+    for tables in _batches(Table.from_dict(own) for own in manifest["clickhouse"]["tables"]):
+        note(f"reading back {len(tables)} tables, {tables[0].name} and on")
+        with beside(settings, folder, tables) as relations:
+            for table, relation in zip(tables, relations, strict=True):
+                compare(settings, table, relation)
+    note("reading back PostgreSQL's dump")
+    with postgres_dump.scratch(settings) as connection:
+        postgres_dump.restore(settings, folder / DUMP, postgres_dump.SCRATCH)
+        compare_postgres(connection, manifest)
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Hold the files against the manifest's sizes and SHA-256.
+
+    Raises:
+        TidemarkError: one is missing or another.
+    """
+    for name, own in manifest["files"].items():
+        found = _listed(folder / name) if (folder / name).exists() else None
+        if found != own:
+            raise TidemarkError(f"{name} of {manifest['name']} is missing, cut short or damaged")
+
+
+@contextmanager
+def beside(settings: Settings, folder: Path, tables: Sequence[Table]) -> Iterator[list[str]]:
+    """Tables of a backup's archive, restored beside what stands; they are gone afterwards."""
+    with _scratch(settings):
+        relations = [f"{SCRATCH}.restored_{number}" for number in range(len(tables))]
+        elements = (
+            f"table {table.quoted} as {relation}"
+            for table, relation in zip(tables, relations, strict=True)
+        )
+        run(
+            settings,
+            f"restore {', '.join(elements)} from File({literal(str(folder / ARCHIVE))})",
+        )
+        yield relations
+
+
+def compare(settings: Settings, table: Table, relation: str) -> None:
+    """Hold the rows of a relation against what the manifest says of a table's.
+
+    Raises:
+        TidemarkError: they differ.
+    """
+    found = _figures(settings, table, relation)
+    assert table.figures is not None
+    if dict(found) != dict(table.figures):
+        raise TidemarkError(
+            f"{table.name} does not come back as it was: {found['rows']} rows of"
+            f" {table.figures['rows']}, or other values"
+        )
+
+
+def compare_postgres(connection: Connection, manifest: Mapping[str, Any]) -> None:
+    """The same of PostgreSQL's tables; those that were left out must be empty.
+
+    Raises:
+        TidemarkError: they differ.
+    """
+    wanted = manifest["postgres"]["tables"]
+    found = postgres_dump.figures(connection, postgres_dump.tables(connection))
+    for name in sorted(found.keys() | wanted.keys()):
+        own = found.get(name, {"rows": 0, "hash": "0"})
+        if own != wanted.get(name, {"rows": 0, "hash": "0"}):
+            raise TidemarkError(f"{name} does not come back as it was: {own['rows']} rows")
+
+
+@contextmanager
+def fetched(settings: Settings, backup: Backup) -> Iterator[Path]:
+    """A folder in which the engines can read a backup's files."""
+    if "://" not in settings.backups:
+        yield settings.backups_folder / backup.name
+        return
+    folder = settings.backups_folder / ".fetched"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        root = UPath(settings.backups) / backup.name
+        for source in root.rglob("*"):
+            if source.is_file() and source.name != MANIFEST:
+                _copy(source, folder / source.path.removeprefix(root.path).lstrip("/"))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_workspaces(connection: Connection) -> bool:
+    return connection.execute("select from app.workspaces limit 1").fetchone() is not None
+
+
+def _batches(tables: Iterable[Table]) -> Iterator[list[Table]]:
+    """Tables to read back at once: an archive is searched anew each time, and the disk has ends."""
+    batch: list[Table] = []
+    rows = 0
+    for table in tables:
+        assert table.figures is not None
+        own = int(table.figures["rows"])
+        if batch and rows + own > _ROWS_AT_ONCE:
+            yield batch
+            batch, rows = [], 0
+        batch.append(table)
+        rows += own
+    if batch:
+        yield batch
+
+
+def refuse_cluster(settings: Settings) -> None:
+    """Refuse where the stores are not Tidemark's own."""
+    if settings.profile == "cluster":
+        raise Refused("a cluster's servers are backed up by their own means: see docs/backups.md")
+
+
+def _standing(settings: Settings, ladder: Policy, kind: Kind) -> list[Table]:
+    """The tables with rows of their own, and their columns as a backup of this kind has them."""
+    found = clickhouse.rows(
+        settings,
+        "select concat(tables.database, '.', tables.name) as name, any(tables.engine) as engine,"
+        " any(tables.create_table_query) as create,"
+        " arraySort(groupArray((columns.position, columns.name, columns.type))) as columns"
+        " from system.tables as tables inner join system.columns as columns"
+        " on tables.database = columns.database and tables.name = columns.table"
+        f" where tables.database not in ({', '.join(map(literal, _NOT_OURS))})"
+        " and tables.engine like '%MergeTree' and not tables.is_temporary"
+        " and columns.default_kind not in ('ALIAS', 'EPHEMERAL') group by name order by name",
+    )
+    tables = []
+    for row in found:
+        known = ladder.columns.get(row["name"], {}) if kind == "monthly" else {}
+        columns = [Column(name, type_) for _, name, type_ in row["columns"]]
+        left_out = tuple(name for name, own in known.items() if own.kind == "personal")
+        kept = tuple(column for column in columns if column.name not in left_out)
+        tables.append(Table(row["name"], row["engine"], row["create"], kept, left_out))
+    return tables
+
+
+def _figures(settings: Settings, table: Table, relation: str) -> dict[str, Any]:
+    (found,) = clickhouse.rows(settings, table.select(_quoted(relation)), timeout=_PATIENCE)
+    return {name: found[name] for name in ("rows", "column_hashes", "row_hash")}
+
+
+@contextmanager
+def _scratch(settings: Settings) -> Iterator[None]:
+    """An empty database for what stands only meanwhile; a killed run's goes first."""
+    run(settings, f"drop database if exists {SCRATCH} sync")
+    run(settings, f"create database {SCRATCH}")
+    try:
+        yield
+    finally:
+        run(settings, f"drop database if exists {SCRATCH} sync")
+
+
+def run(settings: Settings, statement: str) -> None:
+    """Run a statement that may take hours."""
+    try:
+        clickhouse.execute(settings, statement, timeout=_PATIENCE)
+    except ClickHouseError as error:
+        raise TidemarkError(f"ClickHouse: {error}") from error
+
+
+def _quoted(name: str) -> str:
+    database, table = name.split(".", 1)
+    return f"{identifier(database)}.{identifier(table)}"
+
+
+def _publish(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Bring the files to their place and make them last; the manifest is the last of them."""
+    name = manifest["name"]
+    text = json.dumps(manifest, indent=1).encode() + b"\n"
+    if "://" in settings.backups:
+        target = UPath(settings.backups) / name
+        for path in _files(folder):
+            _copy(path, target / path.relative_to(folder).as_posix())
+        (target / MANIFEST).write_bytes(text)
+        return
+    descriptor = os.open(folder / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(folder)
+    final = settings.backups_folder / name
+    folder.replace(final)
+    _sync(final.parent)
+
+
+def _remove(settings: Settings, name: str) -> None:
+    """Remove a backup, its manifest first: from then on it is none."""
+    folder = UPath(settings.backups) / name
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        if "://" in settings.backups:
+            folder.rmdir(recursive=True)
+        else:
+            shutil.rmtree(settings.backups_folder / name)
+    if folder.exists():
+        raise TidemarkError(f"something of {name} is still in {settings.backups}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _copy(source: UPath | Path, target: UPath | Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as read, target.open("wb") as write:
+        shutil.copyfileobj(read, write, _CHUNK_BYTES)
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    """A file's size in bytes and SHA-256; of a folder the SHA-256 of the list of its files."""
+    if path.is_file():
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return {"bytes": path.stat().st_size, "sha256": digest}
+    lines, size = [], 0
+    for file in _files(path):
+        own = _listed(file)
+        lines.append(f"{own['sha256']}  {file.relative_to(path).as_posix()}\n")
+        size += own["bytes"]
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return {"bytes": size, "files": len(lines), "sha256": digest}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

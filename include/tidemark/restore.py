@@ -1,0 +1,275 @@
+"""Restores: of everything into an empty home, or of one table that is missing or empty.
+
+What stands is never overwritten: a home with rows refuses. A restore that was killed keeps every
+other run out until it is run again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tidemark import backup as backups
+from tidemark import clickhouse, engines, ledger, policy, postgres_dump
+from tidemark.backup import Backup, Table
+from tidemark.clickhouse import identifier, literal
+from tidemark.config import Settings
+from tidemark.errors import Refused, TidemarkError, UsageError
+from tidemark.flows import RESTORING, Note, warehouse
+from tidemark.keys import Keyring
+from tidemark.postgres import Connection
+
+#: An entry of the ledger.
+RESTORED = "restored"
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was brought back."""
+
+    backup: str
+    #: None where it was everything.
+    table: str | None
+    rows: int
+    #: Rows left out because their days were purged since.
+    purged_rows: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+
+def everything(
+    settings: Settings,
+    name: str | None,
+    *,
+    clock: Callable[[], datetime],
+    note: Note = lambda _: None,
+) -> Restored:
+    """Bring both stores of an empty home to where they were when a backup was made.
+
+    Safe to run again after a kill.
+
+    Args:
+        name: the newest daily without one.
+
+    Raises:
+        UsageError: there is no such backup.
+        Refused: the home has rows, or another backup's restore is not finished.
+        TidemarkError: the backup is damaged, or the home's master key is not the one that the
+            backup's keys are wrapped by.
+    """
+    backups.refuse_cluster(settings)
+    found = backups.find(settings, name)
+    marker = settings.home / RESTORING
+    with warehouse(settings, note, is_restore=True) as connection:
+        begun = marker.read_text(encoding="utf-8") if marker.exists() else None
+        if begun is None:
+            _refuse_rows(settings, connection)
+        elif begun != found.name:
+            raise Refused(f"the restore of {begun} is not finished: run `tidemark restore {begun}`")
+        _check_master_key(settings, found)
+        with backups.fetched(settings, found) as folder:
+            note(f"checking the files of {found.name}")
+            backups.check_files(folder, found.manifest)
+            marker.write_text(found.name, encoding="utf-8")
+            note("restoring PostgreSQL")
+            _restore_postgres(settings, connection, folder, found)
+            note("restoring ClickHouse")
+            _restore_clickhouse(settings, folder, found)
+        note("comparing every row")
+        for table in found.tables:
+            backups.compare(settings, table, table.name)
+        engines.apply_schemas(settings)
+        result = Restored(found.name, None, found.rows, 0)
+        _enter(settings, connection, result, clock)
+        marker.unlink()
+    return result
+
+
+def table(
+    settings: Settings,
+    wanted: str,
+    name: str | None,
+    *,
+    clock: Callable[[], datetime],
+    note: Note = lambda _: None,
+) -> Restored:
+    """Bring one table back that is missing or empty: of ClickHouse, or of PostgreSQL's schema app.
+
+    Rows of days that were purged since the backup stay away.
+
+    Args:
+        wanted: as `database.table`.
+        name: the newest daily without one.
+
+    Raises:
+        UsageError: there is no such backup, or it does not have the table.
+        Refused: the table has rows.
+        TidemarkError: the backup is damaged.
+    """
+    backups.refuse_cluster(settings)
+    found = backups.find(settings, name)
+    with warehouse(settings, note) as connection, backups.fetched(settings, found) as folder:
+        if wanted in found.manifest["postgres"]["tables"]:
+            if not wanted.startswith("app."):
+                raise Refused(
+                    f"{wanted} goes with everything else: a part of the control tables would"
+                    " contradict the rest"
+                )
+            note(f"restoring {wanted}")
+            result = _restore_app(settings, connection, folder, found, wanted)
+        else:
+            tables = {own.name: own for own in found.tables}
+            if wanted not in tables:
+                raise UsageError(f"{found.name} has no table {wanted}")
+            note(f"restoring {wanted}")
+            result = _restore_table(settings, connection, folder, found, tables[wanted])
+        _enter(settings, connection, result, clock)
+    return result
+
+
+def _enter(
+    settings: Settings, connection: Connection, result: Restored, clock: Callable[[], datetime]
+) -> None:
+    keyring = Keyring.from_settings(settings)
+    with ledger.kept_outside(settings, connection, clock), connection.transaction():
+        ledger.append(connection, keyring, RESTORED, result.as_dict(), clock())
+
+
+def _refuse_rows(settings: Settings, connection: Connection) -> None:
+    deciding = postgres_dump.figures(connection, _DECIDING).values()
+    in_postgres = sum(int(own["rows"]) for own in deciding)
+    (row,) = clickhouse.rows(
+        settings,
+        "select sum(total_rows) as rows from system.tables where database in"
+        f" ({', '.join(map(literal, _DATABASES))})",
+    )
+    if in_postgres or row["rows"]:
+        raise Refused(
+            f"{settings.home} has data, and a restore overwrites nothing: restore into an empty"
+            " home (docs/backups.md), or bring one table back with --table"
+        )
+
+
+#: Whoever has a row there is no empty home.
+_DECIDING = ("app.workspaces", "control.loads", "control.ledger")
+_DATABASES = ("raw", "marts", "anonymised", "recalled")
+
+
+def _check_master_key(settings: Settings, found: Backup) -> None:
+    try:
+        Keyring.from_settings(settings).unwrap(
+            bytes.fromhex(found.manifest["master_key"]), found.name
+        )
+    except TidemarkError:
+        raise TidemarkError(
+            f"the keys in {found.name} are wrapped by another master key: put that home's"
+            f" secrets/master.key into {settings.secrets} first"
+        ) from None
+
+
+def _restore_postgres(
+    settings: Settings, connection: Connection, folder: Path, found: Backup
+) -> None:
+    for schema in postgres_dump.SCHEMAS:
+        connection.execute(f"drop schema if exists {schema} cascade")
+    postgres_dump.restore(settings, folder / backups.DUMP, "tidemark")
+    backups.compare_postgres(connection, found.manifest)
+    # Rights are not in the dump: each file of the schema is applied again.
+    connection.execute("truncate control.migrations")
+
+
+def _restore_clickhouse(settings: Settings, folder: Path, found: Backup) -> None:
+    archive = literal(str(folder / backups.ARCHIVE))
+    for database in found.manifest["clickhouse"]["databases"]:
+        backups.run(settings, f"drop database if exists {identifier(database)} sync")
+    reduced = [own for own in found.tables if own.is_reduced]
+    but = f" except tables {', '.join(own.quoted for own in reduced)}" if reduced else ""
+    backups.run(settings, f"restore all{but} from File({archive})")
+    for own in reduced:
+        backups.run(settings, own.create)
+        with backups.beside(settings, folder, [own]) as (relation,):
+            columns = clickhouse.identifiers(column.name for column in own.columns)
+            backups.run(
+                settings, f"insert into {own.quoted} ({columns}) select {columns} from {relation}"
+            )
+
+
+def _restore_app(
+    settings: Settings, connection: Connection, folder: Path, found: Backup, wanted: str
+) -> Restored:
+    if wanted not in postgres_dump.tables(connection):
+        raise Refused(f"there is no table {wanted}: run `tidemark up`, which makes it")
+    if postgres_dump.figures(connection, [wanted])[wanted]["rows"]:
+        raise _has_rows(wanted)
+    postgres_dump.restore(settings, folder / backups.DUMP, "tidemark", wanted)
+    own = postgres_dump.figures(connection, [wanted])[wanted]
+    if own != found.manifest["postgres"]["tables"][wanted]:
+        raise TidemarkError(f"{wanted} did not come back as it was: {own['rows']} rows")
+    return Restored(found.name, wanted, int(own["rows"]), 0)
+
+
+def _restore_table(
+    settings: Settings, connection: Connection, folder: Path, found: Backup, own: Table
+) -> Restored:
+    standing = clickhouse.rows(
+        settings,
+        f"select total_rows as rows from system.tables where concat(database, '.', name) ="
+        f" {literal(own.name)}",
+    )
+    if standing and standing[0]["rows"]:
+        raise _has_rows(own.name)
+    with backups.beside(settings, folder, [own]) as (relation,):
+        backups.compare(settings, own, relation)
+        if not standing:
+            backups.run(settings, own.create)
+        columns = clickhouse.identifiers(column.name for column in own.columns)
+        purged = _purged(settings, connection, own)
+        backups.run(
+            settings,
+            f"insert into {own.quoted} ({columns}) select {columns} from {relation}"
+            f" where not ({purged})",
+        )
+        (kept,) = clickhouse.rows(
+            settings,
+            f"select countIf(not ({purged})) as kept, countIf({purged}) as purged from {relation}",
+        )
+        (now,) = clickhouse.rows(settings, f"select count() as rows from {own.quoted}")
+    if now["rows"] != kept["kept"]:
+        raise TidemarkError(f"{own.name} did not come back as it was: {now['rows']} rows")
+    return Restored(found.name, own.name, kept["kept"], kept["purged"])
+
+
+def _purged(settings: Settings, connection: Connection, own: Table) -> str:
+    """SQL that holds for rows of days that a purge of the table's class has closed."""
+    for name, data_class in policy.read(settings).classes.items():
+        if own.name not in (*data_class.tables, *data_class.derived):
+            continue
+        day = identifier(data_class.day if own.name in data_class.tables else "date_day")
+        ranges = (
+            f"(workspace_id = {literal(workspace_id)}"
+            f" and {day} in ({', '.join(map(literal, days))}))"
+            for workspace_id, days in _closed(connection, name).items()
+        )
+        return " or ".join(ranges) or "false"
+    return "false"
+
+
+def _closed(connection: Connection, data_class: str) -> dict[str, Sequence[Any]]:
+    return {
+        row["workspace_id"]: row["days"]
+        for row in connection.execute(
+            "select workspace_id, array_agg(local_date) as days from control.purge_ledger"
+            " where class = %s group by 1",
+            [data_class],
+        )
+    }
+
+
+def _has_rows(table: str) -> Refused:
+    return Refused(
+        f"{table} has rows, and a restore overwrites nothing: where they are wrong, empty it with"
+        " `tidemark sql --write` first, which the ledger then says"
+    )
