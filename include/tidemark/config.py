@@ -163,6 +163,11 @@ class Settings:
         return self.tmp / "cold" if "://" in self.cold else Path(self.cold)
 
     @property
+    def exports_folder(self) -> Path:
+        """Where ClickHouse writes exports: `exports`, or scratch space before its URL."""
+        return self.tmp / "exports" if "://" in self.exports else Path(self.exports)
+
+    @property
     def sql(self) -> Path:
         """The repository's DDL and load SQL."""
         return self.root / "include" / "sql"
