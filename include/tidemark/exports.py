@@ -33,11 +33,12 @@ _MANIFEST_FORMAT = 1
 # Money is written digit for digit and times say that they are UTC; each reads back as it was.
 _AS_TEXT = {
     "date_time_output_format": "iso",
+    "format_csv_null_representation": "",
     "output_format_json_escape_forward_slashes": "0",
     "output_format_json_quote_64bit_integers": "0",
     "output_format_json_quote_decimals": "0",
 }
-_FROM_TEXT = {"date_time_input_format": "best_effort"}
+_FROM_TEXT = {"date_time_input_format": "best_effort", "format_csv_null_representation": ""}
 # The name that ClickHouse has for each.
 _FORMATS: dict[FileFormat, str] = {
     "parquet": "Parquet",
@@ -98,7 +99,8 @@ def carry_out(
         as_of: recalled rows that are due to go on this day are left out.
 
     Raises:
-        UsageError: there is no such request, or it asks for something else.
+        UsageError: there is no such request, it asks for something else, or nothing here speaks to
+            where exports lie.
         Refused: as_of lies in the future.
         TidemarkError: a file cannot be written or does not read back; the request says so too, and
             no file of it is left.
@@ -106,6 +108,7 @@ def carry_out(
     policy.refuse_future(as_of, clock())
     ladder = policy.read(settings)
     keyring = Keyring.from_settings(settings)
+    place = _place(settings)
     with warehouse(settings, note) as connection:
         request = requests.find(connection, code)
         if request.kind != "export":
@@ -120,7 +123,7 @@ def carry_out(
                 _expire_on(connection, code, expires_on)
             try:
                 outcome = _Export(
-                    settings, connection, ladder, request, as_of, expires_on, clock(), note
+                    settings, place, connection, ladder, request, as_of, expires_on, clock(), note
                 ).write()
             except (TidemarkError, OSError) as error:
                 reason = _reason(settings, error)
@@ -128,7 +131,7 @@ def carry_out(
                     requests.advance(connection, keyring, code, "failed", clock(), reason=reason)
                     # A folder that cannot be removed now goes with its time.
                     with contextlib.suppress(OSError):
-                        _place(settings).remove_folder(code)
+                        place.remove_folder(code)
                         _expire_on(connection, code, None)
                 # What ClickHouse says may quote a value, so it is no cause of this.
                 raise TidemarkError(f"export {code} failed: {reason}") from None
@@ -153,6 +156,7 @@ class _Export:
     def __init__(
         self,
         settings: Settings,
+        place: Place,
         connection: Connection,
         ladder: Policy,
         request: Request,
@@ -168,7 +172,7 @@ class _Export:
         self.expires_on = expires_on
         self.now = now
         self.note = note
-        self.place = _place(settings)
+        self.place = place
         self.topology = clickhouse.topology(settings)
         self.person = requests.subject_hashes(connection, request.code)
         self.format: FileFormat = request.file_format or "parquet"
