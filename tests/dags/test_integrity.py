@@ -17,9 +17,11 @@ from tidemark.config import Settings
 ROOT = Path(__file__).resolve().parents[2]
 #: dag_id: its schedule.
 DAGS = {
+    "export_workspace": None,
     "load": "0 2 * * *",
     "recall": None,
     "retention_nightly": "30 3 * * *",
+    "subject_request": "30 2 * * *",
     "transform": "asset",
 }
 
