@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import Any
 
-from tidemark import clickhouse, cold, coverage, ledger, places, policy, postgres, requests
+from tidemark import clickhouse, cold, coverage, ledger, places, policy, postgres, privacy, requests
 from tidemark.clickhouse import ClickHouseError, identifier, literal
 from tidemark.cold import Column, Due, recalled
 from tidemark.config import Settings
@@ -39,6 +39,7 @@ _AS_TEXT = {
     "output_format_json_quote_decimals": "0",
 }
 _FROM_TEXT = {"date_time_input_format": "best_effort", "format_csv_null_representation": ""}
+_UNSAID = "a store does not answer: the log of the run has which"
 # The name that ClickHouse has for each.
 _FORMATS: dict[FileFormat, str] = {
     "parquet": "Parquet",
@@ -127,8 +128,10 @@ def carry_out(
                 ).write()
             except (TidemarkError, OSError) as error:
                 reason = _reason(settings, error)
+                # The ledger takes no address, not even a store's.
+                kept = _UNSAID if privacy.holds_identifier(reason) else reason
                 with connection.transaction():
-                    requests.advance(connection, keyring, code, "failed", clock(), reason=reason)
+                    requests.advance(connection, keyring, code, "failed", clock(), reason=kept)
                     # A folder that cannot be removed now goes with its time.
                     with contextlib.suppress(OSError):
                         place.remove_folder(code)

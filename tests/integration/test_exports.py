@@ -20,8 +20,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow
-import pyarrow.compute
 import pyarrow.parquet
 import pytest
 from upath import UPath
@@ -553,6 +553,25 @@ def test_a_folder_that_cannot_be_written_fails_the_request_with_its_reason(home:
         if row["document"]["code"] == request["code"]
     ]
     assert kinds == ["request_running", "request_failed", "request_running", "request_done"]
+
+
+def test_an_engine_that_is_gone_fails_the_request_and_the_next_run_finishes_it(
+    home: Warehouse,
+) -> None:
+    (pid,) = (own.pid for own in engines.status(home.settings) if own.name == "clickhouse")
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(10)
+    try:
+        failed = home.run("export", "--workspace", "shop", check=False)
+        assert failed.code == 1
+        (request,) = home.run("request", "list", "--json").json
+        assert request["status"] == "failed"
+        assert "a store does not answer" in request["reason"]
+    finally:
+        home.run("up", "--no-airflow")
+    document = export(home, "shop")
+    assert (document["code"], document["status"]) == (request["code"], "done")
 
 
 def _less(path: Path) -> None:
