@@ -96,9 +96,9 @@ class Door:
     keyring: Keyring
     project: building.Project
     clock: Callable[[], datetime]
-    note: Callable[[str], None] = lambda _line: None
     #: What `expire` empties.
-    shelves: tuple[Shelf, ...] = ()
+    shelves: tuple[Shelf, ...]
+    note: Callable[[str], None] = lambda _line: None
 
     @property
     def _topology(self) -> Topology:

@@ -434,4 +434,4 @@ def _door(
 ) -> purging.Door:
     keyring = Keyring.from_settings(settings)
     project = building.Project(settings)
-    return purging.Door(settings, connection, ladder, keyring, project, clock, note, _SHELVES)
+    return purging.Door(settings, connection, ladder, keyring, project, clock, _SHELVES, note)
