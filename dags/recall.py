@@ -17,7 +17,6 @@ from airflow.sdk import Param, dag, get_current_context, task
 from tidemark_airflow import defaults, plans, runs
 
 MONTH = Param(type="string", pattern=r"^\d{4}-\d{2}$", description="The month, YYYY-MM.")
-WORKSPACE = Param(type="string", pattern="^[a-z0-9][a-z0-9_-]{0,62}$", description="Its id.")
 # It stays with the run, so an e-mail address does not even come in.
 REASON = Param(type="string", pattern="^[^@]{1,200}$", description="A case, never a person.")
 
@@ -28,7 +27,7 @@ REASON = Param(type="string", pattern="^[^@]{1,200}$", description="A case, neve
     tags=["retention", "by hand"],
     params={
         "class": Param(type="string", enum=list(plans.classes())),
-        "workspace": WORKSPACE,
+        "workspace": runs.WORKSPACE,
         "month": MONTH,
         "reason": REASON,
     },

@@ -6,8 +6,8 @@ plan over the policy's size waits up to 20 hours for a person: *Required actions
 **It will not** destroy what Great Expectations has not tied out under this plan's id, what a hold
 keeps or what changed since the plan. No control of Airflow opens the gate: a task marked as success
 leaves no verdict on file, and without one the purge refuses. A refused class stops no other.
-Cold files and recalled rows go at the end of their own window in `forget_cold`, Airflow's traces in
-`forget_traces`.
+Cold files, recalled rows and exports go at the end of their own window in `forget_cold`, Airflow's
+traces in `forget_traces`.
 
 **By hand:** trigger it (parameter `as_of`, never in the future), or `tidemark purge`; to see first
 what would go, `tidemark plan` or the page *Retention*.

@@ -108,12 +108,12 @@ class Destroyed:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """Cold data whose time was over: a file, or a month that was recalled."""
+    """A copy whose time was over: a cold file, a month that was recalled, or an export."""
 
     entry_id: int
-    #: Of the policy: `cold_files` or `recalled`.
+    #: Of the policy: `cold_files`, `recalled` or `exports`.
     data_class: str
-    #: Its number in `control.cold_files` or `control.recalls`.
+    #: Its number in `control.cold_files`, `control.recalls` or `control.requests`.
     number: int
     #: The class the rows were of.
     of_class: str
@@ -169,7 +169,7 @@ def audit(settings: Settings) -> Audit:
             findings += _frozen_days(settings, connection, ladder)
             destroyed = tuple(_destroyed(entries, _money(connection)))
             expired = tuple(_expired(entries))
-            findings += _deleted_files(connection, expired)
+            findings += _deleted(connection, expired)
             findings += _verdicts(connection, destroyed)
             findings += _figures(settings, connection, ladder, entries)
         except (psycopg.Error, KeyError, TypeError, ValueError) as error:
@@ -271,19 +271,20 @@ def _expired(entries: list[ledger.Entry]) -> Iterator[Expired]:
             )
 
 
-def _deleted_files(connection: Connection, expired: tuple[Expired, ...]) -> Iterator[Finding]:
-    deleted = {
-        row["cold_id"]
-        for row in connection.execute(
-            "select cold_id from control.cold_files where deleted_at is not null"
-        )
-    }
-    files = {own.number: own for own in expired if own.data_class == "cold_files"}
-    for number in sorted(deleted - files.keys()):
-        yield Finding(None, f"cold file {number} was deleted, which is in no entry")
-    for number, own in sorted(files.items()):
-        if own.done_at is not None and number not in deleted:
-            yield Finding(own.entry_id, f"cold file {number} is not marked as deleted any more")
+def _deleted(connection: Connection, expired: tuple[Expired, ...]) -> Iterator[Finding]:
+    for name, what, numbers in (
+        ("cold_files", "cold file", "select cold_id as number from control.cold_files"),
+        ("exports", "export", "select request_id as number from control.requests"),
+    ):
+        deleted = {
+            row["number"] for row in connection.execute(f"{numbers} where deleted_at is not null")
+        }
+        entered = {own.number: own for own in expired if own.data_class == name}
+        for number in sorted(deleted - entered.keys()):
+            yield Finding(None, f"{what} {number} was deleted, which is in no entry")
+        for number, own in sorted(entered.items()):
+            if own.done_at is not None and number not in deleted:
+                yield Finding(own.entry_id, f"{what} {number} is not marked as deleted any more")
 
 
 def _emergency_writes(connection: Connection, entries: list[ledger.Entry]) -> Iterator[Finding]:

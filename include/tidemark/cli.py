@@ -17,6 +17,7 @@ from tidemark.cli_backfill import backfill
 from tidemark.cli_backup import backup, restore
 from tidemark.cli_cold import recall
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
+from tidemark.cli_requests import export, request_app
 from tidemark.cli_retention import hold_app, override_app
 from tidemark.cli_roles import roles
 from tidemark.config import Settings
@@ -34,12 +35,14 @@ workspace_app = typer.Typer(help="Make and list tenants.")
 app.add_typer(workspace_app, name="workspace")
 app.add_typer(override_app, name="override")
 app.add_typer(hold_app, name="hold")
+app.add_typer(request_app, name="request")
 app.command()(audit)
 app.command()(roles)
 app.command()(recall)
 app.command()(backfill)
 app.command()(backup)
 app.command()(restore)
+app.command()(export)
 
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,13 @@ class ClickHouseError(TidemarkError):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    @property
+    def kind(self) -> str:
+        """The kind of the error without its text, which may quote a value."""
+        name = re.search(r"\(([A-Z0-9_]+)\)", str(self))
+        number = f"ClickHouse error {self.code}"
+        return f"{number}, {name[1]}" if name else number
 
 
 @dataclass(frozen=True, slots=True)

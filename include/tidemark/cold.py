@@ -7,10 +7,8 @@ place they are in.
 """
 
 import errno
-import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 from collections import defaultdict
@@ -23,19 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from psycopg.types.json import Jsonb
-from upath import UPath
 
 from tidemark import clickhouse, policy
 from tidemark.clickhouse import ClickHouseError, identifier, literal
 from tidemark.config import Settings
-from tidemark.errors import Refused, TidemarkError, UsageError
+from tidemark.errors import Refused, TidemarkError
+from tidemark.places import Place, make_folder, sha256
 from tidemark.plan import Step, Target
 from tidemark.postgres import Connection
 
 #: Rows that one statement writes, unless one workspace alone has more: each file being written
 #: holds a row group in memory.
 STATEMENT_ROWS = 500_000
-_WRITING = {
+#: Settings of a statement that writes files.
+WRITING = {
     "output_format_parquet_compression_method": "zstd",
     # A third of the time less, and files of random ids are no smaller at higher levels.
     "output_format_compression_level": "1",
@@ -45,6 +44,7 @@ _WRITING = {
     # The key of the session would show in a log of queries as the value of a subquery.
     "log_queries": "0",
 }
+#: And of one that reads them.
 READING = {
     # A column that a file lacks is damage, and not a column of zeros.
     "input_format_parquet_allow_missing_columns": "0",
@@ -52,11 +52,10 @@ READING = {
 }
 _FILES_AT_ONCE = 100
 #: Of the policy, whose rows are copies.
-CLASSES = ("cold_files", "recalled")
+CLASSES: tuple[str, ...] = ("cold_files", "recalled")
 _MANIFEST_FORMAT = 1
 _MAGIC = b"PAR1"
 _TIERING = ".tiering"
-_CHUNK_BYTES = 1 << 20
 _WIDE = Context(prec=100)
 
 
@@ -325,7 +324,7 @@ class _Tiering:
         work = self.place.folder / _TIERING
         shutil.rmtree(work, ignore_errors=True)
         try:
-            _make_folder(work)
+            make_folder(work)
             with self._session() as session:
                 sources = self._sources(target, columns, session)
                 paths = self._announce(target, sources)
@@ -334,7 +333,7 @@ class _Tiering:
                     for source in batch:
                         self._settle(target, columns, source, work, paths[source.workspace_id])
         except ClickHouseError as error:
-            raise self._unwritable(target, _kind(error)) from error
+            raise self._unwritable(target, error.kind) from error
         except OSError as error:
             raise self._unwritable(target, error.strerror or type(error).__name__) from error
         finally:
@@ -478,7 +477,7 @@ class _Tiering:
             f"insert into function file({files}, 'Parquet', {literal(_structure(columns))})"
             " partition by workspace_id select * except (own_fingerprint)"
             f" from ({self._rows_of(target, columns, f'workspace_id in ({workspaces})')})",
-            params={**session, **_WRITING},
+            params={**session, **WRITING},
             timeout=3600,
         )
 
@@ -510,7 +509,7 @@ class _Tiering:
             "left_out": list(self.ladder.columns_of(target.table, "personal")),
             "tiered_at": self.now.astimezone(UTC).isoformat(),
             "bytes": file.stat().st_size,
-            "sha256": _sha256(file),
+            "sha256": sha256(file),
         }
         self.place.put(file, path)
         self.place.put_manifest(manifest, path)
@@ -582,7 +581,7 @@ def _cold_targets(step: Step) -> list[Target]:
 def _discard(place: "_Place", connection: Connection, files: Iterable[ColdFile]) -> None:
     """Remove files that are mere copies, and then what is known of them."""
     for file in files:
-        place.remove(file.path)
+        place.remove(file.path, _manifest_path(file.path))
         connection.execute(
             "delete from control.cold_files where cold_id = %s and sealed_at is null",
             [file.cold_id],
@@ -695,7 +694,7 @@ def _checked(
     """Each file read in full, with the sums of some columns."""
     place = _Place(settings)
     for some in _alike(files):
-        with place.fetched(some) as folder:
+        with place.fetched(file.path for file in some) as folder:
             faults = {file.path: list(_faults(place, folder, file)) for file in some}
             sound = [file for file in some if not faults[file.path]]
             found = _figures_of(settings, folder, sound, summed)
@@ -739,7 +738,7 @@ def _faults(place: "_Place", folder: Path, file: ColdFile) -> Iterator[str]:
         size = (folder / file.path).stat().st_size
         if size != file.manifest["bytes"]:
             yield f"has {size} bytes, its manifest {file.manifest['bytes']}"
-        elif _sha256(folder / file.path) != file.manifest["sha256"]:
+        elif sha256(folder / file.path) != file.manifest["sha256"]:
             yield "has other bytes than were written"
     except FileNotFoundError:
         yield "is missing"
@@ -858,7 +857,7 @@ def opened(
     Args:
         columns: what to select; a file that lacks one gives the default of its type.
     """
-    with _Place(settings).fetched(files) as folder:
+    with _Place(settings).fetched(file.path for file in files) as folder:
         selects = []
         for some in _alike(files):
             own = set(some[0].columns)
@@ -877,19 +876,20 @@ def opened(
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Cold data whose time is over: a file, or a month that was recalled."""
+    """A copy whose time is over: a cold file, a month that was recalled, or an export."""
 
-    #: Of the policy: `cold_files` or `recalled`.
+    #: Of the policy: `cold_files`, `recalled` or `exports`.
     data_class: str
-    #: Its number in `control.cold_files` or `control.recalls`.
+    #: Its number in `control.cold_files`, `control.recalls` or `control.requests`.
     number: int
-    #: The class the rows are of.
+    #: The class the rows are of; for an export, which has many, its own.
     of_class: str
     workspace_id: str
-    #: First day of it.
+    #: First day of it; of the month in which an export is due.
     month: date
     rows: int
-    #: SHA-256 of the file; empty for recalled rows, which are a copy of one.
+    #: SHA-256 of the file, or of an export's manifest; empty for recalled rows, which are a copy of
+    #: a file, and for an export that was not finished.
     sha256: str
     #: Ids of the holds that keep it.
     held_by: tuple[int, ...]
@@ -976,7 +976,7 @@ def delete(settings: Settings, connection: Connection, own: Due, now: datetime) 
     for file in _files(connection, "sealed_at is not null and cold_id = %s", [own.number]):
         if file.manifest is None or file.manifest["sha256"] != own.sha256:
             raise Refused(f"{file.name} is not the file that was due")
-        _Place(settings).remove(file.path)
+        _Place(settings).remove(file.path, _manifest_path(file.path))
         connection.execute(
             "update control.cold_files set deleted_at = %s where cold_id = %s", [now, file.cold_id]
         )
@@ -997,7 +997,7 @@ def is_gone(settings: Settings, connection: Connection, own: Due) -> bool:
         "select path from control.cold_files where cold_id = %s and deleted_at is not null",
         [own.number],
     ).fetchone()
-    return row is not None and not _Place(settings).exists(row["path"])
+    return row is not None and not _Place(settings).exists(row["path"], _manifest_path(row["path"]))
 
 
 def recalled(table: str) -> str:
@@ -1057,131 +1057,31 @@ def _partitions(settings: Settings, table: str, workspace_id: str, month: date) 
 # -- where files lie -----------------------------------------------------------------------------
 
 
-class _Place:
-    """The cold location: a folder, or an object store behind a folder that ClickHouse reaches."""
+class _Place(Place):
+    """The cold location: each file has its manifest beside it."""
 
     def __init__(self, settings: Settings) -> None:
-        #: Where ClickHouse writes and reads.
-        self.folder = settings.cold_folder
-        self._root = UPath(settings.cold)
-        self._is_remote = "://" in settings.cold
-        if self._is_remote:
-            try:
-                _ = self._root.fs
-            except ImportError as error:
-                raise UsageError(
-                    f"TIDEMARK_COLD is {settings.cold}: {error}, or name a folder"
-                ) from error
-
-    def put(self, file: Path, path: str) -> None:
-        """Bring a file that ClickHouse wrote to its place, where it appears whole."""
-        if self._is_remote:
-            with file.open("rb") as source, self._target(path).open("wb") as target:
-                shutil.copyfileobj(source, target, _CHUNK_BYTES)
-            file.unlink()
-        else:
-            file.chmod(0o600)
-            _sync(file)
-            final = self.folder / path
-            _make_folder(final.parent)
-            file.replace(final)
-            _sync(final.parent)
+        super().__init__(settings.cold, settings.cold_folder, "TIDEMARK_COLD")
 
     def put_manifest(self, manifest: Mapping[str, Any], path: str) -> None:
         """Write the manifest beside its file."""
-        text = json.dumps(manifest, indent=1).encode() + b"\n"
-        if self._is_remote:
-            self._target(_manifest_path(path)).write_bytes(text)
-            return
-        final = self.folder / _manifest_path(path)
-        draft = final.with_name(f"{final.name}.new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(final)
-        _sync(final.parent)
+        self.put_json(manifest, _manifest_path(path))
 
     def manifest(self, path: str) -> Any:
         """The manifest beside a file; None where it is missing or no JSON."""
-        try:
-            return json.loads((self._root / _manifest_path(path)).read_bytes())
-        except (OSError, ValueError):
-            return None
+        return self.json(_manifest_path(path))
 
     def is_whole(self, file: ColdFile) -> bool:
         """Whether a file stands with its size and its manifest."""
-        if file.manifest is None:
-            return False
-        try:
-            size = (self._root / file.path).stat().st_size
-        except OSError:
-            return False
-        return bool(size == file.manifest["bytes"] and self.manifest(file.path) == file.manifest)
-
-    @contextmanager
-    def fetched(self, files: Iterable[ColdFile]) -> Iterator[Path]:
-        """A folder in which ClickHouse can read these files, as far as they exist."""
-        if not self._is_remote:
-            yield self.folder
-            return
-        folder = self.folder / ".fetched"
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            for path in (file.path for file in files):
-                final = folder / path
-                _make_folder(final.parent)
-                try:
-                    with (self._root / path).open("rb") as source, final.open("wb") as target:
-                        shutil.copyfileobj(source, target, _CHUNK_BYTES)
-                except FileNotFoundError:
-                    final.unlink(missing_ok=True)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def remove(self, path: str) -> None:
-        """Remove a file and then its manifest; nothing happens where they are gone."""
-        for name in (path, _manifest_path(path), f"{_manifest_path(path)}.new"):
-            (self._root / name).unlink(missing_ok=True)
-        if not self._is_remote:
-            folder = (self.folder / path).parent
-            if folder.is_dir():
-                _sync(folder)
-            while folder != self.folder and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-                folder = folder.parent
-
-    def exists(self, path: str) -> bool:
-        """Whether a file or its manifest is there."""
-        return any((self._root / name).exists() for name in (path, _manifest_path(path)))
-
-    def _target(self, path: str) -> UPath:
-        target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
+        return (
+            file.manifest is not None
+            and self.size(file.path) == file.manifest["bytes"]
+            and self.manifest(file.path) == file.manifest
+        )
 
 
 def _manifest_path(path: str) -> str:
     return f"{path.removesuffix('.parquet')}.json"
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, closed to other accounts."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
-        _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_closed(path: Path) -> bool:
@@ -1191,20 +1091,6 @@ def _is_closed(path: Path) -> bool:
         return stream.read() == _MAGIC
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _added(parts: Iterable[int | str]) -> int:
     """Fingerprints of disjoint rows, added as ClickHouse adds them."""
     return sum(map(int, parts)) % 2**128
-
-
-def _kind(error: ClickHouseError) -> str:
-    """The kind of an error without its text, which may quote a value."""
-    name = re.search(r"\(([A-Z0-9_]+)\)", str(error))
-    return f"ClickHouse error {error.code}, {name[1]}" if name else f"ClickHouse error {error.code}"

@@ -168,6 +168,11 @@ class Settings:
         return self.tmp / "backups" if "://" in self.backups else Path(self.backups)
 
     @property
+    def exports_folder(self) -> Path:
+        """Where ClickHouse writes exports: `exports`, or scratch space before its URL."""
+        return self.tmp / "exports" if "://" in self.exports else Path(self.exports)
+
+    @property
     def sql(self) -> Path:
         """The repository's DDL and load SQL."""
         return self.root / "include" / "sql"

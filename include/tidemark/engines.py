@@ -211,7 +211,7 @@ class _ClickHouseEngine:
             self._config,
             {
                 **{name: str(folder) for name, folder in folders.items()},
-                "allowed_paths": [str(settings.cold_folder)],
+                "allowed_paths": [str(settings.cold_folder), str(settings.exports_folder)],
                 "backups": [str(settings.backups_folder)],
                 "host": "127.0.0.1",
                 "port": settings.clickhouse_port,

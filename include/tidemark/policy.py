@@ -73,6 +73,12 @@ class Window:
             return months_before(as_of, self.value)
         return as_of - timedelta(days=self.value)
 
+    def end(self, begun: date) -> date:
+        """The first day on which what began on a day lies outside it."""
+        if self.unit == "month":
+            return months_before(begun, -self.value)
+        return begun + timedelta(days=self.value)
+
     def is_shorter_than(self, other: "Window") -> bool:
         """Whether it ends sooner than the other on some day; months differ in length."""
         if self.unit == other.unit:

@@ -28,6 +28,31 @@ PATIENCE = 3600.0
 BEGUN, DONE, REFUSED = "step_begun", "step_done", "step_refused"
 EXPIRY_BEGUN, EXPIRY_DONE = "expiry_begun", "expiry_done"
 _SALES = frozenset({"orders", "payments"})
+# What becomes of a copy, by the policy's class.
+_EXPIRING = {"cold_files": "delete_file", "recalled": "drop_recall", "exports": "delete_export"}
+
+
+class Shelf(Protocol):
+    """A module with copies of rows, which go at the end of a window of their own."""
+
+    #: Of the policy, those whose copies they are.
+    CLASSES: tuple[str, ...]
+
+    def due(
+        self, connection: Connection, ladder: policy.Policy, as_of: date
+    ) -> tuple[cold.Due, ...]:
+        """What is past its window."""
+        ...
+
+    def delete(
+        self, settings: Settings, connection: Connection, own: cold.Due, now: datetime
+    ) -> None:
+        """Destroy it; nothing happens where it is gone. Raises Refused where it has to stay."""
+        ...
+
+    def is_gone(self, settings: Settings, connection: Connection, own: cold.Due) -> bool:
+        """Whether nothing is left of it."""
+        ...
 
 
 class Verdict(Protocol):
@@ -71,6 +96,8 @@ class Door:
     keyring: Keyring
     project: building.Project
     clock: Callable[[], datetime]
+    #: What `expire` empties.
+    shelves: tuple[Shelf, ...]
     note: Callable[[str], None] = lambda _line: None
 
     @property
@@ -164,7 +191,7 @@ class Door:
         return tuple(reports)
 
     def expire(self, as_of: date) -> tuple[StepReport, ...]:
-        """Destroy cold files and recalled rows whose time is over: their proof is long on file.
+        """Destroy cold files, recalled rows and exports whose time is over.
 
         Safe to run again: what a killed run began goes first.
 
@@ -177,7 +204,8 @@ class Door:
         numbers = {(own.data_class, own.number) for own in began}
         due = [
             own
-            for own in cold.due(self.connection, self.ladder, as_of)
+            for shelf in self.shelves
+            for own in shelf.due(self.connection, self.ladder, as_of)
             if (own.data_class, own.number) not in numbers
         ]
         reports = []
@@ -233,17 +261,18 @@ class Door:
         ]
         return tuple(problems)
 
-    # -- the end of cold data ----------------------------------------------------------------------
+    # -- the end of copies -------------------------------------------------------------------------
 
     def _expire(self, own: cold.Due, *, is_begun: bool) -> StepReport:
         what = f"{own.data_class} {own.number}: {own.of_class} of {own.month:%Y-%m}"
         if not is_begun:
             self._enter(EXPIRY_BEGUN, asdict(own))
             self.note(f"{what}: is in the ledger")
-        cold.delete(self.settings, self.connection, own, self.clock())
+        (shelf,) = (shelf for shelf in self.shelves if own.data_class in shelf.CLASSES)
+        shelf.delete(self.settings, self.connection, own, self.clock())
         self.note(f"{what}: is deleted")
         deadline = time.monotonic() + PATIENCE
-        while not cold.is_gone(self.settings, self.connection, own):
+        while not shelf.is_gone(self.settings, self.connection, own):
             if time.monotonic() > deadline:
                 raise TidemarkError(f"{what}: something of it is still there")
             time.sleep(0.2)
@@ -671,7 +700,7 @@ def _expired(own: cold.Due, rows: int, status: str, reason: str = "") -> StepRep
         f"{own.data_class}:{own.number}",
         own.data_class,
         own.month,
-        "delete_file" if own.sha256 else "drop_recall",
+        _EXPIRING[own.data_class],
         (own.workspace_id,),
         rows,
         status,

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from tidemark import clickhouse, cold, ledger, policy
@@ -433,6 +433,4 @@ def _expiry(ladder: policy.Policy, as_of: date) -> date:
     window = ladder.classes["recalled"].window
     if window is None:
         raise TidemarkError("class recalled of include/policy.yml needs a window")
-    if window.unit == "day":
-        return as_of + timedelta(days=window.value)
-    return policy.months_before(as_of, -window.value)
+    return window.end(as_of)

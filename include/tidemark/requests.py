@@ -6,7 +6,7 @@ A person stands here as keyed hashes alone, and only until the request is done.
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
@@ -18,6 +18,7 @@ from tidemark.policy import Policy
 from tidemark.postgres import Connection
 
 Kind = Literal["erase", "export"]
+FileFormat = Literal["parquet", "jsonl", "csv"]
 #: held: a hold speaks against it, until that is released. failed: the next run tries again.
 Status = Literal["received", "running", "held", "failed", "done"]
 
@@ -43,6 +44,11 @@ class Request:
     reason: str | None
     #: What was done, in counts; None until then.
     outcome: dict[str, Any] | None
+    #: Of an export's files, as are the two below.
+    file_format: FileFormat | None = None
+    #: The first day on which they are due to go; None where there are none yet.
+    expires_on: date | None = None
+    deleted_at: datetime | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -58,12 +64,14 @@ def receive(
     kind: Kind,
     subject: str | None,
     now: datetime,
+    file_format: FileFormat | None = None,
 ) -> tuple[Request, bool]:
     """Put a request on record, in the caller's transaction.
 
     Args:
         subject: as `privacy.subject_hashes` reads it; kept as keyed hashes alone. None asks for
             the whole workspace.
+        file_format: of an export's files.
 
     Returns:
         The request, and whether it is new: the same while one is not done is that one.
@@ -76,8 +84,9 @@ def receive(
     connection.execute("lock table control.requests in share row exclusive mode")
     row = connection.execute(
         "select code from control.requests where workspace_id = %s and kind = %s"
-        " and subject_hashes = %s::text[] and is_of_subject = %s and status <> 'done'",
-        [workspace_id, kind, hashes, subject is not None],
+        " and subject_hashes = %s::text[] and is_of_subject = %s and status <> 'done'"
+        " and file_format is not distinct from %s",
+        [workspace_id, kind, hashes, subject is not None, file_format],
     ).fetchone()
     if row is not None:
         return find(connection, row["code"]), False
@@ -85,9 +94,13 @@ def receive(
     days = {"erase": ladder.requests.erase_days, "export": ladder.requests.export_days}[kind]
     connection.execute(
         "insert into control.requests (code, workspace_id, kind, status, received_at, due_at,"
-        " is_of_subject, subject_hashes) values (%s, %s, %s, 'received', %s, %s, %s, %s)",
-        [code, workspace_id, kind, now, now + timedelta(days=days), subject is not None, hashes],
-    )
+        " is_of_subject, subject_hashes, file_format)"
+        " values (%s, %s, %s, 'received', %s, %s, %s, %s, %s)",
+        [
+            code, workspace_id, kind, now, now + timedelta(days=days), subject is not None, hashes,
+            file_format,
+        ],
+    )  # fmt: skip
     request = find(connection, code)
     _enter(connection, keyring, request, now)
     return request, True
@@ -159,9 +172,21 @@ def waiting(connection: Connection, kind: Kind) -> tuple[Request, ...]:
     return tuple(Request(**row) for row in rows)
 
 
+def list_all(connection: Connection, *, done: bool = False) -> tuple[Request, ...]:
+    """The requests, the most urgent first.
+
+    Args:
+        done: those that are done too.
+    """
+    rows = connection.execute(
+        f"{_SELECT} where status <> 'done' or %s order by due_at, code", [done]
+    )
+    return tuple(Request(**row) for row in rows)
+
+
 _SELECT = (
     "select code, workspace_id, kind, is_of_subject, status, received_at, due_at, finished_at,"
-    " reason, outcome from control.requests"
+    " reason, outcome, file_format, expires_on, deleted_at from control.requests"
 )
 
 

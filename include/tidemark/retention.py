@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any, Protocol
 
-from tidemark import availability, clickhouse, cold, ledger, overrides, policy
+from tidemark import availability, clickhouse, cold, exports, ledger, overrides, policy
 from tidemark import build as building
 from tidemark import plan as planning
 from tidemark import purge as purging
@@ -21,6 +21,10 @@ from tidemark.policy import Policy
 from tidemark.postgres import Connection
 
 Clock = Callable[[], datetime]
+
+# What holds copies that go at the end of a window of their own.
+_SHELVES: tuple[purging.Shelf, ...] = (cold, exports)
+_COPIES = frozenset(name for shelf in _SHELVES for name in shelf.CLASSES)
 
 
 class Verdict(Protocol):
@@ -95,7 +99,7 @@ class PlanReport:
     blocked: dict[str, tuple[str, ...]]
     #: Steps that an interrupted run began and the next one finishes.
     unfinished: tuple[str, ...]
-    #: Cold files and recalled rows whose time is over.
+    #: Cold files, recalled rows and exports whose time is over.
     expiring: tuple[cold.Due, ...] = ()
     #: Figures that the windows asked about would darken; empty without such a question.
     darkened: tuple[dict[str, Any], ...] = ()
@@ -135,7 +139,7 @@ class PurgeReport:
     @property
     def rows(self) -> int:
         """Rows destroyed, without copies of rows that went before."""
-        return sum(step.rows for step in self.steps if step.data_class not in cold.CLASSES)
+        return sum(step.rows for step in self.steps if step.data_class not in _COPIES)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON document."""
@@ -198,7 +202,7 @@ def plan(
             found,
             {name: lines for name, lines in blocked.items() if lines},
             door.unfinished(),
-            cold.due(connection, ladder, as_of),
+            tuple(own for shelf in _SHELVES for own in shelf.due(connection, ladder, as_of)),
             darkened,
         )
 
@@ -276,7 +280,7 @@ def resume(
 def expire(
     settings: Settings, *, as_of: date, clock: Clock, note: Note = lambda _: None
 ) -> tuple[purging.StepReport, ...]:
-    """Destroy cold files and recalled rows whose time is over; see `purge.Door.expire`."""
+    """Destroy copies whose time is over; see `purge.Door.expire`."""
     ladder = policy.read(settings)
     with warehouse(settings, note) as connection:
         door = _door(settings, connection, ladder, clock, note)
@@ -431,4 +435,4 @@ def _door(
 ) -> purging.Door:
     keyring = Keyring.from_settings(settings)
     project = building.Project(settings)
-    return purging.Door(settings, connection, ladder, keyring, project, clock, note)
+    return purging.Door(settings, connection, ladder, keyring, project, clock, _SHELVES, note)

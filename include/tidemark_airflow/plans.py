@@ -161,7 +161,7 @@ def purge(name: str, verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def expire() -> list[dict[str, Any]]:
-    """Destroy cold files and recalled rows whose time is over."""
+    """Destroy cold files, recalled rows and exports whose time is over."""
     as_of = runs.as_of(get_current_context())
     with runs.refusal_is_final():
         return _told(

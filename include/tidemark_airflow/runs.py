@@ -27,6 +27,8 @@ AS_OF = Param(
     format="date",
     description="The day that decides, YYYY-MM-DD; by default the day of the run.",
 )
+#: Whose data, for a run started by hand.
+WORKSPACE = Param(type="string", pattern="^[a-z0-9][a-z0-9_-]{0,62}$", description="Its id.")
 
 
 def as_of(context: Any) -> date:

@@ -18,10 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 #: dag_id: its schedule.
 DAGS = {
     "backup_nightly": "0 3 * * *",
+    "export_workspace": None,
     "load": "0 2 * * *",
     "recall": None,
     "restore_smoke_weekly": "0 4 * * 0",
     "retention_nightly": "30 3 * * *",
+    "subject_request": "30 2 * * *",
     "transform": "asset",
 }
 

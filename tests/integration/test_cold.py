@@ -22,7 +22,17 @@ import pyarrow.parquet
 import pytest
 
 from homes import Warehouse, new_home
-from tidemark import clickhouse, cold, engines, ledger, policy, postgres, recall, retention
+from tidemark import (
+    clickhouse,
+    cold,
+    engines,
+    ledger,
+    places,
+    policy,
+    postgres,
+    recall,
+    retention,
+)
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError, UsageError
@@ -495,7 +505,7 @@ def _forge(house: House, file: cold.ColdFile, table: pyarrow.Table) -> None:
     assert file.manifest is not None
     path = Path(house.settings.cold) / file.path
     pyarrow.parquet.write_table(table, path, compression="zstd")
-    manifest = {**file.manifest, "bytes": path.stat().st_size, "sha256": cold._sha256(path)}
+    manifest = {**file.manifest, "bytes": path.stat().st_size, "sha256": places.sha256(path)}
     path.with_suffix(".json").write_text(json.dumps(manifest))
     house.ledger(
         "update control.cold_files set manifest = %s where cold_id = %s",

@@ -308,6 +308,11 @@ def test_each_verb_runs_with_its_own_role(verbs: Warehouse) -> None:
         "--reason", "audit", "--as-of", "2026-11-20",
     )  # fmt: skip
     assert recalled["rows"] == 1
+    exported = as_member(
+        verbs, "purges", "export", "--workspace", "shop", "--subject", "visitor:a",
+        "--as-of", "2026-11-20",
+    )  # fmt: skip
+    assert exported["status"] == "done"
     audited = as_member(verbs, "audits", "audit")
     assert audited["findings"] == []
     assert [step["data_class"] for step in audited["destroyed"]] == ["pixel_events"]

@@ -343,13 +343,16 @@ def test_every_path_is_there_and_every_volume_is_used() -> None:
     assert len({target for _, target in mounts(of_tidemark()["setup"])}) == 5
     # Both sides mean the same folders.
     cold = variables(of_tidemark()["setup"])["TIDEMARK_COLD"]
+    exports = variables(of_tidemark()["setup"])["TIDEMARK_EXPORTS"]
     backups = variables(of_tidemark()["setup"])["TIDEMARK_BACKUPS"]
-    assert elements("server.xml").findtext("user_files_path") == f"{cold}/"
+    reached = str(elements("server.xml").findtext("user_files_path"))
+    assert all(folder.startswith(reached) for folder in (cold, exports))
+    assert not backups.startswith(reached)
     assert str(elements("server.xml").findtext("backups/allowed_path")).startswith(f"{backups}/")
     for name, own in services():
         if own["image"].startswith("clickhouse/clickhouse-server"):
-            assert {cold, backups} <= {target for _, target in mounts(own)}, name
-            assert {source for source, _ in mounts(own)} >= {"cold", "backups"}
+            assert {cold, exports, backups} <= {target for _, target in mounts(own)}, name
+            assert {source for source, _ in mounts(own)} >= {"cold", "exports", "backups"}
     # Data and backups never lie on one volume.
     volumes = {source: target for _, own in services() for source, target in mounts(own)}
     assert volumes["backups"] == backups
