@@ -15,6 +15,7 @@ from tidemark import cli_purge
 from tidemark.cli_audit import audit
 from tidemark.cli_backfill import backfill
 from tidemark.cli_cold import recall
+from tidemark.cli_erase import erase
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
 from tidemark.cli_retention import hold_app, override_app
 from tidemark.cli_roles import roles
@@ -37,6 +38,7 @@ app.command()(audit)
 app.command()(roles)
 app.command()(recall)
 app.command()(backfill)
+app.command()(erase)
 
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 
