@@ -47,6 +47,10 @@ from tidemark.topology import WORK
 REKEYED = "erasure_rekeyed"
 
 _VALUES = "retention.erasing_values"
+_LISTED = (
+    "insert into control.erasure_list (workspace_id, subject_hash, added_at) values (%s, %s, %s)"
+    " on conflict do nothing"
+)
 #: Where a row stands alone as its key's: a day with one of these.
 _DAY_AND = "concat(toString({day}), '|', {column})"
 
@@ -217,12 +221,11 @@ class _Erasure:
         hashes = self._begin()
         self.note("the person is on the erasure list")
         self._sweep()
-        publish_holds(self.settings, self.connection)
-        self.holds = tuple(
-            hold for hold in policy.holds(self.connection) if hold.workspace_id == self.workspace_id
-        )
+        self._read_holds()
+        self._end_purges()
         self.tables = self._columns()
         self._collect(hashes)
+        self._list_links()
         self.note("what the rows are found by is collected")
         self._make_due()
         self.note("the days are due for the next build")
@@ -274,9 +277,7 @@ class _Erasure:
                 )
             with self.connection.cursor() as cursor:
                 cursor.executemany(
-                    "insert into control.erasure_list (workspace_id, subject_hash, added_at)"
-                    " values (%s, %s, %s) on conflict do nothing",
-                    [(self.workspace_id, value, self.clock()) for value in hashes],
+                    _LISTED, [(self.workspace_id, value, self.clock()) for value in hashes]
                 )
             requests.advance(self.connection, self.keyring, self.code, "running", self.clock())
         return hashes
@@ -297,6 +298,22 @@ class _Erasure:
             for table in dict.fromkeys((orphan.name, self.topology.local(orphan.name))):
                 name = ".".join(map(identifier, table.split(".", 1)))
                 self._run(f"drop table if exists {name}{self.topology.on_cluster} sync")
+
+    def _read_holds(self) -> None:
+        """Take note of the holds: one may come at any time."""
+        publish_holds(self.settings, self.connection)
+        self.holds = tuple(
+            hold for hold in policy.holds(self.connection) if hold.workspace_id == self.workspace_id
+        )
+
+    def _end_purges(self) -> None:
+        """Let a purge that was killed come to its end: it has counted rows that still stand."""
+        for report in self.door.resume():
+            if report.status == "held" and self.workspace_id in report.workspaces:
+                raise TidemarkError(
+                    f"a purge of {report.data_class} {report.month:%Y-%m} was begun and is held:"
+                    " what it counted would be counted twice"
+                )
 
     # -- what rows are found by --------------------------------------------------------------------
 
@@ -362,6 +379,28 @@ class _Erasure:
             f" from raw.email_events where {self._doomed('email_events', 'raw.email_events')}"
             " and event_id != ''",
         )
+
+    def _list_links(self) -> None:
+        """Put keys on the erasure list by which alone a recall could know rows of the person.
+
+        A refund's cold file may outlive that of its payment, and the facts get new keys.
+        """
+        columns = {
+            column
+            for own in self.classes.values()
+            if "cold" in own.expiry
+            for link in own.subject_links.values()
+            for column in link.columns
+        }
+        kinds = ", ".join(map(literal, sorted(columns))) or "''"
+        values = [
+            (self.workspace_id, row["value"], self.clock())
+            for row in self._rows(
+                f"select value from {_VALUES} where {self._of_code} and kind in ({kinds})"
+            )
+        ]
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            cursor.executemany(_LISTED, values)
 
     def _collect_customers(self) -> None:
         """The hashes of the person by which no sale stands any more, purged or not."""
@@ -551,6 +590,7 @@ class _Erasure:
         return waiting
 
     def _remove(self, name: str) -> None:
+        self._read_holds()
         targets = [
             own
             for table, condition in self._conditions(name)
@@ -616,6 +656,7 @@ class _Erasure:
 
     def _rekey(self) -> None:
         """Give anonymised facts new keys: a copy of each month takes the month's place at once."""
+        self._read_holds()
         for table in _ANONYMISED:
             matches = self._rekeyed(table)
             for row in self._rows(
@@ -691,6 +732,7 @@ class _Erasure:
                 raise TidemarkError(
                     f"{table} {partition_id} did not come out as it went in: it was left alone"
                 )
+            self.note(f"{table} {partition_id}: is copied")
             self._run(
                 f"alter table {table} replace partition id {literal(partition_id)} from {work}"
             )
