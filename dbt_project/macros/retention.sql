@@ -43,7 +43,7 @@
     {% if found | length != 1 %}
         {{ exceptions.raise_compiler_error(
             "refused: no valid permit for " ~ table ~ ", step " ~ step_id ~ " of plan " ~ plan_id
-            ~ ". Rows are destroyed by `tidemark purge` alone, which writes permits behind the gate."
+            ~ ". Rows are destroyed by `tidemark purge` and `tidemark erase` alone, whose door writes permits."
         ) }}
     {% endif %}
     {% set permit = found.rows[0] %}
@@ -66,8 +66,11 @@
 {% endmacro %}
 
 
-{#- The same as each shard has it, and where to change it. -#}
+{#- The same as each shard has it, and where to change it; a whole table's replicas follow each other. -#}
 {% macro retention_own(table) %}
+    {% if env_var('TIDEMARK_DBT_CLUSTER', '') and table not in fromjson(env_var('TIDEMARK_DBT_SHARDING', '{}')) %}
+        {{ return(retention_relation(table)) }}
+    {% endif %}
     {{ return(retention_relation(local_name(table)) ~ on_cluster()) }}
 {% endmacro %}
 

@@ -68,6 +68,9 @@ _CHAINED_MONTHS = f"""
     group by class, workspace_id, month
 """  # noqa: S608
 
+# Where an entry that counted rows in control.purged_rows has what it did.
+_STEPS = {"step_begun": "step", "erasure_begun": "removal"}
+
 _FROZEN_MONTHS = """
     select workspace_id, measure_group, toStartOfMonth(local_date) as month,
         groupBitOr(bitShiftLeft(toUInt32(1), toDayOfMonth(local_date) - 1)) as days
@@ -319,10 +322,10 @@ def _emergency_writes(connection: Connection, entries: list[ledger.Entry]) -> It
 def _evidence(connection: Connection, entries: list[ledger.Entry]) -> Iterator[Finding]:
     kept = ledger.evidence(connection)
     for entry in entries:
-        if entry.kind != "step_begun":
+        if entry.kind not in _STEPS:
             continue
         told = entry.document["evidence"]
-        found = kept.pop(entry.document["step"]["step_id"], {})
+        found = kept.pop(entry.document[_STEPS[entry.kind]]["step_id"], {})
         for table in sorted(told.keys() | found.keys()):
             if told.get(table) != found.get(table):
                 yield Finding(entry.entry_id, f"{table} is not what it was when its step began")

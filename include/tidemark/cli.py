@@ -17,7 +17,7 @@ from tidemark.cli_backfill import backfill
 from tidemark.cli_backup import backup, restore
 from tidemark.cli_cold import recall
 from tidemark.cli_options import AsOfOption, JsonOption, as_of_date
-from tidemark.cli_requests import export, request_app
+from tidemark.cli_requests import erase, export, request_app
 from tidemark.cli_retention import hold_app, override_app
 from tidemark.cli_roles import roles
 from tidemark.config import Settings
@@ -43,6 +43,7 @@ app.command()(backfill)
 app.command()(backup)
 app.command()(restore)
 app.command()(export)
+app.command()(erase)
 
 NoAirflowOption = Annotated[bool, typer.Option("--no-airflow", help="Leave Airflow alone.")]
 

@@ -1,4 +1,4 @@
-"""The verbs that answer what workspaces and persons ask for: `export` and `request`."""
+"""The verbs that answer what workspaces and persons ask for: `export`, `erase`, `request`."""
 
 import sys
 from datetime import UTC, datetime
@@ -26,28 +26,20 @@ class Format(StrEnum):
 
 
 WorkspaceOption = Annotated[str, typer.Option("--workspace", metavar="W", help="Whose data.")]
-SubjectOption = Annotated[
-    str | None,
-    typer.Option(
-        "--subject",
-        metavar="S",
-        help="One person: e-mail, customer, user or profile id, or visitor:ID of the pixel;"
-        " - reads it from stdin, which keeps it out of the shell's history.",
-    ),
-]
+_SUBJECT = typer.Option(
+    "--subject",
+    metavar="S",
+    help="One person: e-mail, customer, user or profile id, or visitor:ID of the pixel;"
+    " - reads it from stdin, which keeps it out of the shell's history.",
+)
 LaterOption = Annotated[
     bool, typer.Option("--later", help="Only put it on record; Airflow carries it out.")
 ]
 
 
-def given_subject(subject: str | None) -> str | None:
-    """The person that a `SubjectOption` names."""
-    return sys.stdin.read() if subject == "-" else subject
-
-
 def export(
     workspace_id: WorkspaceOption,
-    subject: SubjectOption = None,
+    subject: Annotated[str | None, _SUBJECT] = None,
     file_format: Annotated[
         Format | None,
         typer.Option("--format", help="By default parquet for a workspace, jsonl for a person."),
@@ -66,7 +58,7 @@ def export(
     request, is_new = exports.receive(
         settings,
         workspace_id=workspace_id,
-        subject=given_subject(subject),
+        subject=sys.stdin.read() if subject == "-" else subject,
         file_format=file_format.value if file_format else None,
         now=datetime.now(UTC),
     )
@@ -81,6 +73,48 @@ def export(
         )
     document = {**_document(settings, request), "created": is_new}
     emit(document, lambda: _print(document), as_json=as_json)
+
+
+def erase(
+    workspace_id: WorkspaceOption,
+    subject: Annotated[str, _SUBJECT],
+    later: LaterOption = False,
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Erase a person: their rows go, and no load stores a line of theirs again.
+
+    Ends with 3 where a hold keeps some of it; run again after its release, it goes on. What
+    outlives raw keeps its figures, under keys that lead to nobody.
+    """
+    from tidemark import erasure
+
+    settings = Settings.from_env()
+    request, is_new = erasure.receive(
+        settings,
+        workspace_id,
+        sys.stdin.read() if subject == "-" else subject,
+        datetime.now(UTC),
+    )
+    if not later:
+        note(f"request {request.code}: erasing")
+        request = erasure.carry_out(
+            settings,
+            request.code,
+            as_of=as_of_date(as_of),
+            clock=lambda: datetime.now(UTC),
+            note=note,
+        )
+    document = {**request.as_dict(), "created": is_new}
+
+    def human() -> None:
+        _print(document)
+        if not later:
+            print("run `tidemark build`: the days that still change are made again without them")
+            print("cold files keep their rows until they end; no recall brings those back")
+
+    emit(document, human, as_json=as_json)
+    return 3 if request.status == "held" else 0
 
 
 @request_app.command("status")
@@ -147,6 +181,9 @@ def _print(document: dict[str, Any]) -> None:
         print(f"due by {document['due_at']:%Y-%m-%d}")
     if document["deleted_at"]:
         print(f"its files were deleted on {document['deleted_at']:%Y-%m-%d}")
+    if document["kind"] == "erase":
+        for table, rows in (document["outcome"] or {}).items():
+            print(f"{table}: {rows} rows")
     if document.get("files"):
         columns = ("table", "file", "rows", "bytes")
         print_rows(columns, [[own[column] for column in columns] for own in document["files"]])

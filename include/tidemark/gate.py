@@ -563,8 +563,8 @@ class _Comparison:
         return load.counted(effects)
 
     def _purged(self) -> dict[Key, Totals]:
-        """What has gone of days that closed, as it was counted when it went."""
-        pairs = sorted({(workspace_id, day) for workspace_id, _, day in self.frozen})
+        """What has gone, purged or erased, as it was counted when it went."""
+        pairs = sorted(self.all_days.pairs)
         rows = self.connection.execute(
             "select workspace_id, measure, local_date, currency, sum(event_count) as events,"
             " sum(distinct_ids) as ids, sum(money) as money from control.purged_rows"

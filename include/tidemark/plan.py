@@ -113,6 +113,22 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """Rows of one class that a request takes out, on whatever days they lie."""
+
+    step_id: str
+    #: A class, or where the policy lists a table that belongs to none.
+    data_class: str
+    #: In the order they go in, each of a whole table.
+    targets: tuple[Target, ...]
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Rows by table."""
+        return {target.table: target.rows for target in self.targets}
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """Rows that are past their window and stay for now."""
 
@@ -220,10 +236,17 @@ def step_from_dict(document: Mapping[str, Any]) -> Step:
             )
             for own in document["ranges"]
         ),
-        targets=tuple(
-            Target(**{**own, "columns": tuple(own["columns"])}) for own in document["targets"]
-        ),
+        targets=_targets_from(document),
     )
+
+
+def removal_from_dict(document: Mapping[str, Any]) -> Removal:
+    """Read a removal from the ledger's JSON."""
+    return Removal(document["step_id"], document["data_class"], _targets_from(document))
+
+
+def _targets_from(document: Mapping[str, Any]) -> tuple[Target, ...]:
+    return tuple(Target(**{**own, "columns": tuple(own["columns"])}) for own in document["targets"])
 
 
 # -- what stands ---------------------------------------------------------------------------------
@@ -357,7 +380,7 @@ def _standing(
         f" [{', '.join(f'toString(sum({identifier(column)}))' for column in summed)}] as sums"
         f" from {table.name}"
         f" where {day} < {literal(max(cutoff for _, _, cutoff in bounds))}"
-        f" and {_own_condition(ladder, name, table.name)}"
+        f" and {own_condition(ladder, name, table.name)}"
         f" and ({' or '.join(f'({condition})' for condition in conditions)})"
         " group by month, workspace_id, own_source, is_held"
         " order by month, workspace_id, own_source, is_held"
@@ -489,8 +512,8 @@ def _tables_of(data_class: policy.DataClass) -> tuple[str, ...]:
     return (*data_class.tables, *data_class.derived)
 
 
-def _own_condition(ladder: policy.Policy, name: str, table: str) -> str:
-    """SQL that holds for the class's own rows of a table that is derived from several classes."""
+def own_condition(ladder: policy.Policy, name: str, table: str) -> str:
+    """SQL that holds for a class's own rows of a table that is derived from several classes."""
     if sum(table in other.derived for other in ladder.classes.values()) < 2:
         return "true"
     own = [source for source, told in ladder.sources.items() if told.data_class == name]
@@ -635,7 +658,7 @@ def _step(
         count = sum(own.rows for own in rows)
         day = "date_day" if _is_derived(table) else data_class.day
         predicate = due_predicate(month, ranges, day, staying)
-        own_rows = _own_condition(ladder, name, table)
+        own_rows = own_condition(ladder, name, table)
         if own_rows != "true":
             predicate += f" and {own_rows}"
         held = held_condition(ladder, name, table, state.holds, state.topology)
@@ -701,10 +724,12 @@ def fingerprint(columns: Sequence[str], predicate: str = "true") -> str:
     return f"toString(sumIf(reinterpretAsUInt128(sipHash128({identifiers(columns)})), {predicate}))"
 
 
-def effects(settings: Settings, ladder: policy.Policy, steps: Sequence[Step]) -> dict[str, str]:
+def effects(
+    settings: Settings, ladder: policy.Policy, steps: Sequence[Step | Removal]
+) -> dict[str, str]:
     """Per measure of these steps' one class, what the load ledger counts of the rows to go."""
     (name,) = {step.data_class for step in steps}
-    if not ladder.classes[name].measures:
+    if name not in ladder.classes or not ladder.classes[name].measures:
         return {}
     going: dict[str, list[str]] = defaultdict(list)
     for step in steps:

@@ -1,13 +1,14 @@
-"""The one door through which rows are destroyed: gated, permitted, verified, in the ledger.
+"""The one door through which rows are destroyed: permitted, verified, in the ledger.
 
-Each step is begun in the ledger before anything goes. From then on its days are closed to loads
-and builds, so a killed run is finished from the ledger alone.
+A purge's steps are gated; each is begun in the ledger before anything goes. From then on its days
+are closed to loads and builds, so a killed run is finished from the ledger alone. A person's rows
+go by removals, which need no gate and close no day.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, LiteralString, Protocol
@@ -18,7 +19,7 @@ from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError
 from tidemark.keys import Keyring
-from tidemark.plan import Plan, Step, Target
+from tidemark.plan import Plan, Removal, Step, Target
 from tidemark.postgres import Connection
 from tidemark.topology import Topology
 
@@ -27,6 +28,7 @@ PATIENCE = 3600.0
 
 BEGUN, DONE, REFUSED = "step_begun", "step_done", "step_refused"
 EXPIRY_BEGUN, EXPIRY_DONE = "expiry_begun", "expiry_done"
+ERASURE_BEGUN, ERASURE_DONE = "erasure_begun", "erasure_done"
 _SALES = frozenset({"orders", "payments"})
 # What becomes of a copy, by the policy's class.
 _EXPIRING = {"cold_files": "delete_file", "recalled": "drop_recall", "exports": "delete_export"}
@@ -261,6 +263,101 @@ class Door:
         ]
         return tuple(problems)
 
+    # -- a person's erasure ------------------------------------------------------------------------
+
+    def remove(self, code: str, removal: Removal, hold_ids: Sequence[int]) -> None:
+        """Destroy the rows of a removal, whichever day they are of.
+
+        Args:
+            code: of the request.
+            hold_ids: the holds that its predicates leave out; one that comes later stops a rerun.
+
+        Raises:
+            Refused: replicas differ, or rows came in behind it.
+            TidemarkError: something is left, or a store does not answer.
+        """
+        self._mark(removal, f"{sum(removal.tables.values())} rows to go")
+        begun = {
+            "code": code,
+            "class": removal.data_class,
+            "removal": asdict(removal),
+            "tables": removal.tables,
+            "holds": list(hold_ids),
+        }
+        counted = list(self._counted(removal))
+        with self.connection.transaction():
+            self._count_in_ledger(removal, counted)
+            evidence = ledger.evidence(self.connection, removal.step_id)
+            begun["evidence"] = evidence.get(removal.step_id, {})
+            ledger.append(self.connection, self.keyring, ERASURE_BEGUN, begun, self.clock())
+        self.finish_removal(begun)
+
+    def begun_removals(self, code: str) -> list[Mapping[str, Any]]:
+        """The removals of a request that were begun and not ended, as the ledger has them."""
+        return [
+            begun
+            for begun in self._unended(
+                ERASURE_BEGUN,
+                ERASURE_DONE,
+                "done.document -> 'step_id' = begun.document -> 'removal' -> 'step_id'",
+            )
+            if begun["code"] == code
+        ]
+
+    def finish_removal(self, begun: Mapping[str, Any]) -> None:
+        """Destroy what is left of a removal that is in the ledger; raises as `remove`."""
+        removal = planning.removal_from_dict(begun["removal"])
+        self._mark(removal, "is in the ledger")
+        self._cover(removal)
+        self._mark(removal, "is counted")
+        self._destroy(begun["code"], removal)
+        self._forget_permits(removal)
+        left = self._left(removal, PATIENCE)
+        if left:
+            raise TidemarkError(f"the erasure left something behind: {'; '.join(left)}")
+        self._mark(removal, "is verified")
+        self._enter(
+            ERASURE_DONE,
+            {
+                "code": begun["code"],
+                "step_id": removal.step_id,
+                "class": removal.data_class,
+                "tables": removal.tables,
+            },
+        )
+        self._mark(removal, "is done")
+
+    def _cover(self, removal: Removal) -> None:
+        """Tell the marts' side what went: the facts of days that change are made without it."""
+        table = "retention.erased_coverage"
+        known = clickhouse.rows(
+            self.settings,
+            f"select 1 from {table} where step_id = {clickhouse.literal(removal.step_id)} limit 1",
+        )
+        if known:
+            return
+        clickhouse.insert_rows(
+            self.settings,
+            table,
+            [
+                {
+                    "workspace_id": row["workspace_id"],
+                    "class": row["measure"],
+                    "local_date": row["local_date"].isoformat(),
+                    "currency": row["currency"],
+                    "row_count": row["event_count"],
+                    "distinct_ids": row["distinct_ids"],
+                    "money": f"{row['money']:f}",
+                    "step_id": removal.step_id,
+                }
+                for row in self.connection.execute(
+                    "select workspace_id, measure, local_date, currency, event_count, distinct_ids,"
+                    " money from control.purged_rows where step_id = %s",
+                    [removal.step_id],
+                )
+            ],
+        )
+
     # -- the end of copies -------------------------------------------------------------------------
 
     def _expire(self, own: cold.Due, *, is_begun: bool) -> StepReport:
@@ -351,8 +448,9 @@ class Door:
         self._mark(step, "is done")
         return _report(step, step.rows, status)
 
-    def _mark(self, step: Step, line: str) -> None:
-        self.note(f"{step.data_class} {step.month:%Y-%m}: {line}")
+    def _mark(self, step: Step | Removal, line: str) -> None:
+        month = f" {step.month:%Y-%m}" if isinstance(step, Step) else ""
+        self.note(f"{step.data_class}{month}: {line}")
 
     def _checked(self, plan: Plan, name: str, verdict: Verdict | None) -> dict[str, Any]:
         """What the gate found, read from where it was stored."""
@@ -410,7 +508,7 @@ class Door:
                 if row["rows"]:
                     raise Refused(f"{row['rows']} rows of {name} still stand in {table}")
 
-    def _counted(self, step: Step) -> Iterator[dict[str, Any]]:
+    def _counted(self, step: Step | Removal) -> Iterator[dict[str, Any]]:
         for measure, select in planning.effects(self.settings, self.ladder, [step]).items():
             for row in clickhouse.rows(self.settings, load.counted(select)):
                 yield {**row, "measure": measure}
@@ -429,6 +527,9 @@ class Door:
                     list(step.closing), list(step.closing.values()),
                 ],
             )  # fmt: skip
+        self._count_in_ledger(step, counted)
+
+    def _count_in_ledger(self, step: Step | Removal, counted: list[dict[str, Any]]) -> None:
         with self.connection.cursor() as cursor:
             cursor.executemany(
                 "insert into control.purged_rows (step_id, class, measure, workspace_id,"
@@ -497,8 +598,12 @@ class Door:
 
     # -- destroying --------------------------------------------------------------------------------
 
-    def _destroy(self, plan_id: str, step: Step) -> None:
-        """Take what is left of a step's rows: all its tables in one command of dbt, which costs."""
+    def _destroy(self, plan_id: str, step: Step | Removal) -> None:
+        """Take what is left of a step's rows: all its tables in one command of dbt, which costs.
+
+        Args:
+            plan_id: what its permits are written for: a plan, or the code of a request.
+        """
         standing = [(target, self._settled(target)) for target in step.targets]
         minutes = self.ladder.purge.permit_minutes * len(step.targets)
         permits = [
@@ -538,7 +643,7 @@ class Door:
             )
         return found
 
-    def _forget_permits(self, step: Step) -> None:
+    def _forget_permits(self, step: Step | Removal) -> None:
         clickhouse.execute(
             self.settings,
             "alter table retention.permits delete"
@@ -547,7 +652,7 @@ class Door:
 
     # -- reading again -----------------------------------------------------------------------------
 
-    def _left(self, step: Step, patience: float = 0.0) -> list[str]:
+    def _left(self, step: Step | Removal, patience: float = 0.0) -> list[str]:
         """What is left of a step anywhere; replicas take seconds or minutes to sweep old parts."""
         deadline = time.monotonic() + patience
         problems: list[str] = []
@@ -557,6 +662,9 @@ class Door:
                 dead = list(replicas.dead(self._hosts, self._topology, target))
                 if not dead or problems or time.monotonic() >= deadline:
                     break
+                if target.partition == "all":
+                    # Merges of other rows meanwhile leave parts behind, too.
+                    replicas.sweep(self._hosts, self._topology, target.table)
                 time.sleep(0.2)
             problems += dead
         return problems

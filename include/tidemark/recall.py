@@ -335,7 +335,8 @@ class _Recall:
                         f" and ({_any_of(subjects, 'tidemark_erased', wide)})",
                         {**session, **cold.READING},
                     )
-        return _any_of(keys, "tidemark_erased_links")
+        # An erasure has put keys on the list of what no row leads to any more.
+        return f"{_any_of(keys, 'tidemark_erased_links')} or {_any_of(keys, 'tidemark_erased')}"
 
     def _people(
         self, tables: Sequence[str]

@@ -366,7 +366,7 @@ def _plan(
     as_of: date,
     windows: Mapping[tuple[str, str], policy.Window] | None = None,
 ) -> Plan:
-    _publish_holds(settings, connection)
+    publish_holds(settings, connection)
     wanted = {**overrides.in_force(connection, ladder), **(windows or {})}
     state = planning.observe(settings, connection, ladder, as_of, windows=wanted)
     return planning.decide(ladder, state, as_of)
@@ -389,7 +389,7 @@ def _darkened(
     return tuple(found)
 
 
-def _publish_holds(settings: Settings, connection: Connection) -> None:
+def publish_holds(settings: Settings, connection: Connection) -> None:
     """Bring the pseudonyms that holds name to where the rows are."""
     rows = [
         {**row, "class": row["class"] or ""}

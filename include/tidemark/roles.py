@@ -25,6 +25,7 @@ _Privilege = Annotated[str, Field(pattern=r"^[a-zA-Z ]+$")]
 _PRIVILEGES = {
     "read": "select",
     "append": "insert",
+    "change": "alter update",
     "remove": "alter delete, truncate",
     # Not `alter table`, which includes changes of rows.
     "define": "create table, create view, create dictionary, drop table, drop view, alter column,"
@@ -45,6 +46,7 @@ class ClickHouseRights(_Strict):
 
     read: tuple[_Relation, ...] = ()
     append: tuple[_Relation, ...] = ()
+    change: tuple[_Relation, ...] = ()
     remove: tuple[_Relation, ...] = ()
     define: tuple[_Relation, ...] = ()
     use: tuple[_Privilege, ...] = ()

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from tidemark import exports, postgres, requests
+from tidemark import erasure, exports, postgres, requests
 from tidemark.errors import TidemarkError, UsageError
 from tidemark.requests import Kind, Request
 from tidemark_airflow import runs
@@ -14,6 +14,7 @@ from tidemark_airflow import runs
 #: What carries a request out, by its kind; safe to run again, and it says itself what became of it.
 CARRY_OUT: Mapping[Kind, Callable[..., Request]] = {
     "export": exports.carry_out,
+    "erase": erasure.carry_out,
 }
 
 

@@ -191,7 +191,7 @@ def test_a_held_persons_refund_is_found_by_its_order_purged_or_not(
                 "update control.holds set subject_hashes = array[%s] where hold_id = %s",
                 [person, hold["hold_id"]],
             )
-            retention._publish_holds(settings, connection)
+            retention.publish_holds(settings, connection)
             condition = plan.held_condition(
                 ladder, "orders", "raw.order_refunds", policy.holds(connection)
             )

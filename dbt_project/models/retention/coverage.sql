@@ -22,10 +22,25 @@ purged as (
     from {{ source('retention', 'purged_coverage') }}
 ),
 
+erased as (
+    select
+        workspace_id,
+        class,
+        local_date,
+        currency,
+        row_count,
+        distinct_ids,
+        money
+    from {{ source('retention', 'erased_coverage') }}
+),
+
+-- The facts of a day are made again without who was erased; the load ledger still counts them.
 known as (
     select *, false as is_purged from commerce
     union all
     select *, false as is_purged from marketing
+    union all
+    select *, false as is_purged from erased
     union all
     select *, true as is_purged from purged
 ),
@@ -45,11 +60,12 @@ final as (
         class,
         local_date,
         currency,
-        row_count,
-        distinct_ids,
-        money
+        sum(marked.row_count) as row_count,
+        sum(marked.distinct_ids) as distinct_ids,
+        sum(marked.money) as money
     from marked
     where is_purged = has_purged
+    group by workspace_id, class, local_date, currency
 )
 
 select * from final
