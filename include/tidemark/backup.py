@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -39,7 +39,7 @@ DONE, CHECKED, EXPIRY_BEGUN, EXPIRED = (
 #: Where tables stand while a backup is made or read back; gone afterwards.
 SCRATCH = "backup_scratch"
 _WRITING = ".writing"
-_ERASURES = "erasures.jsonl"
+_ERASURES = "erasures.json"
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
 #: That are read back together, unless one table alone has more.
@@ -202,12 +202,15 @@ def make(
             if not _has_workspaces(connection):
                 note("there is no workspace yet, so nothing to back up")
                 return BackupReport((), ())
+            _refuse_half_loaded(connection)
             maker = _Maker(settings, connection, ladder, keyring, as_of, clock, note)
             months = {own.day.replace(day=1) for own in stored(settings) if own.kind == "monthly"}
             made = [maker.make("daily")]
             if as_of.replace(day=1) not in months:
                 made.append(maker.make("monthly"))
-            return BackupReport(tuple(made), tuple(maker.expire()))
+            report = BackupReport(tuple(made), tuple(maker.expire()))
+            _forget_erasures(settings, connection)
+            return report
 
 
 def stored(settings: Settings) -> tuple[Backup, ...]:
@@ -299,36 +302,62 @@ def last_made(settings: Settings, connection: Connection) -> "LastBackup | None"
 def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Sequence[str]) -> None:
     """Note beside the backups whom a restore must not bring back; the same request once.
 
-    Called before anything of the person goes. The hashes are those of the erasure list.
+    Called before anything of the person goes. The hashes are those of the request.
     """
-    if any(own["code"] == code for own in erasures(settings)):
-        return
-    line = {"code": code, "workspace_id": workspace_id, "hashes": list(hashes)}
-    path = UPath(settings.backups) / _ERASURES
-    text = json.dumps(line) + "\n"
-    if "://" in settings.backups:
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        path.write_text(before + text, encoding="utf-8")
-        return
-    folder = Path(settings.backups)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / _ERASURES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(descriptor, text.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    known = noted_erasures(settings)
+    if not any(own["code"] == code for own in known):
+        line = {"code": code, "workspace_id": workspace_id, "hashes": list(hashes)}
+        _note_erasures(settings, [*known, line])
 
 
-def erasures(settings: Settings) -> Iterator[Mapping[str, Any]]:
+def noted_erasures(settings: Settings) -> list[Mapping[str, Any]]:
     """What `keep_erasure` noted: code, workspace_id and hashes of each request."""
     path = UPath(settings.backups) / _ERASURES
-    if not path.exists():
+    return json.loads(path.read_bytes()) if path.exists() else []
+
+
+def erased_since(
+    settings: Settings, connection: Connection, backup: Backup
+) -> Iterator[Mapping[str, Any]]:
+    """Those of the noted erasures whose persons may have rows in a backup."""
+    for own in noted_erasures(settings):
+        if not _ended_before(connection, own["code"], backup.made_at):
+            yield own
+
+
+def _ended_before(connection: Connection, code: str, moment: datetime) -> bool:
+    found = connection.execute(
+        "select from control.requests where code = %s and status = 'done' and finished_at < %s",
+        [code, moment],
+    ).fetchone()
+    return found is not None
+
+
+def _forget_erasures(settings: Settings, connection: Connection) -> None:
+    """Forget those that ended before the oldest backup was made: it has none of their rows."""
+    known = noted_erasures(settings)
+    oldest = stored(settings)[-1].made_at
+    needed = [own for own in known if not _ended_before(connection, own["code"], oldest)]
+    if needed != known:
+        _note_erasures(settings, needed)
+
+
+def _note_erasures(settings: Settings, erasures: Sequence[Mapping[str, Any]]) -> None:
+    root = UPath(settings.backups)
+    text = json.dumps(list(erasures)).encode()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if "://" in settings.backups:
+        (root / _ERASURES).write_bytes(text)
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        # A killed run may have left half of its last line; the request comes again.
-        with suppress(ValueError):
-            yield json.loads(line)
+    draft = Path(settings.backups) / f"{_ERASURES}.new"
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(draft.with_name(_ERASURES))
+    _sync(draft.parent)
 
 
 # -- making --------------------------------------------------------------------------------------
@@ -575,6 +604,12 @@ def fetched(settings: Settings, backup: Backup) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_half_loaded(connection: Connection) -> None:
+    """What a killed load has prepared would be neither here nor there after a restore."""
+    if connection.execute("select from control.load_batches where status = 'prepared'").fetchone():
+        raise TidemarkError("a load was killed while it published: run `tidemark load` first")
 
 
 def _has_workspaces(connection: Connection) -> bool:

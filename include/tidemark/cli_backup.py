@@ -92,5 +92,7 @@ def restore(
         print(f"{done.table or 'everything'}: {done.rows} rows as {done.backup} has them")
         if done.purged_rows:
             print(f"{done.purged_rows} rows stayed away: their days were purged since")
+        for code in done.erased:
+            print(f"request {code}: erased again")
 
     emit(done.as_dict(), human, as_json=as_json)

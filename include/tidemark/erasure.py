@@ -9,7 +9,7 @@ of theirs, so rows can only go. Then, under the warehouse's lock:
 3. class by class the rows go, those of the tables behind the marts first, through the purge's door;
 4. what outlives raw (`anonymised.*`) gets random keys in the place of theirs: months that are
    closed keep their cohorts to the cent, and nobody can say of whom a row is;
-5. every table is searched.
+5. every table is searched, and exports that were written before end early.
 
 What a hold keeps stays, and so does the request, as held. Killed anywhere, a rerun finishes it:
 what rows were found by is kept until then. Cold files are left as they are: no recall brings a row
@@ -26,8 +26,18 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from tidemark import (
+    backup,
+    clickhouse,
+    coverage,
+    frozen,
+    ledger,
+    policy,
+    postgres,
+    replicas,
+    requests,
+)
 from tidemark import build as building
-from tidemark import clickhouse, coverage, frozen, ledger, policy, postgres, replicas, requests
 from tidemark import plan as planning
 from tidemark import purge as purging
 from tidemark.clickhouse import identifier, identifiers, literal
@@ -160,20 +170,33 @@ def carry_out(
             failed, and the next run goes on.
     """
     policy.refuse_future(as_of, clock())
-    ladder = policy.read(settings)
-    with warehouse(settings, note) as connection:
-        request = requests.find(connection, code)
-        if request.kind != "erase" or not request.is_of_subject:
-            raise UsageError(f"request {code} does not ask for a person's erasure")
-        if request.status == "done":
-            return request
-        with ledger.kept_outside(settings, connection, clock):
-            own = _Erasure(settings, connection, ladder, request, clock, note)
-            try:
-                return own.run()
-            except TidemarkError as error:
-                own.advance("failed", reason=_shown(error))
-                raise
+    with (
+        warehouse(settings, note) as connection,
+        ledger.kept_outside(settings, connection, clock),
+    ):
+        return carry_out_within(settings, connection, code, clock=clock, note=note)
+
+
+def carry_out_within(
+    settings: Settings,
+    connection: Connection,
+    code: str,
+    *,
+    clock: Callable[[], datetime],
+    note: Note = lambda _: None,
+) -> Request:
+    """The same for a caller that holds the warehouse's lock and keeps the ledger's head outside."""
+    request = requests.find(connection, code)
+    if request.kind != "erase" or not request.is_of_subject:
+        raise UsageError(f"request {code} does not ask for a person's erasure")
+    if request.status == "done":
+        return request
+    own = _Erasure(settings, connection, policy.read(settings), request, clock, note)
+    try:
+        return own.run()
+    except TidemarkError as error:
+        own.advance("failed", reason=_shown(error))
+        raise
 
 
 def _shown(error: TidemarkError) -> str:
@@ -242,6 +265,7 @@ class _Erasure:
         if not held and not waiting:
             self._search()
             self.note("no table has them any more")
+            self._end_exports()
             self._forget()
             self.note("what the rows were found by is forgotten")
             return self.advance("done", outcome=self._outcome())
@@ -275,6 +299,8 @@ class _Erasure:
                 raise TidemarkError(
                     f"request {self.code} has lost whom it is of: ask for a new one"
                 )
+            # A restore of an older backup does not bring them back either.
+            backup.keep_erasure(self.settings, self.code, self.workspace_id, hashes)
             with self.connection.cursor() as cursor:
                 cursor.executemany(
                     _LISTED, [(self.workspace_id, value, self.clock()) for value in hashes]
@@ -853,6 +879,14 @@ class _Erasure:
                     found.append(f"{rows} rows of {table}")
         if found:
             raise TidemarkError(f"the person is still in {', '.join(found)}: run it again")
+
+    def _end_exports(self) -> None:
+        """Let files that may have the person go with the next night, not at their own time."""
+        self.connection.execute(
+            "update control.requests set expires_on = %s where workspace_id = %s"
+            " and kind = 'export' and expires_on > %s and deleted_at is null",
+            [self.clock().date(), self.workspace_id, self.clock().date()],
+        )
 
     def _forget(self) -> None:
         self._run(f"alter table {_VALUES} drop partition {literal(self.code)}")

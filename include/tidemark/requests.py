@@ -4,7 +4,7 @@ A person stands here as keyed hashes alone, and only until the request is done.
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
@@ -150,6 +150,34 @@ def advance(
     if after != before:
         _enter(connection, keyring, after, now)
     return after
+
+
+def reopen(
+    connection: Connection,
+    keyring: Keyring,
+    ladder: Policy,
+    *,
+    code: str,
+    workspace_id: str,
+    hashes: Sequence[str],
+    now: datetime,
+) -> Request:
+    """Put a person's erasure on record again after a restore, in the caller's transaction.
+
+    Args:
+        hashes: of the person, as the request had them.
+    """
+    due_at = now + timedelta(days=ladder.requests.erase_days)
+    connection.execute(
+        "insert into control.requests (code, workspace_id, kind, status, received_at, due_at,"
+        " is_of_subject, subject_hashes) values (%s, %s, 'erase', 'received', %s, %s, true, %s)"
+        " on conflict (code) do update set status = 'received', finished_at = null,"
+        " subject_hashes = excluded.subject_hashes",
+        [code, workspace_id, now, due_at, list(hashes)],
+    )
+    request = find(connection, code)
+    _enter(connection, keyring, request, now)
+    return request
 
 
 def find(connection: Connection, code: str) -> Request:

@@ -4,14 +4,14 @@ What stands is never overwritten: a home with rows refuses. A restore that was k
 other run out until it is run again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tidemark import backup as backups
-from tidemark import clickhouse, engines, ledger, policy, postgres_dump
+from tidemark import clickhouse, engines, erasure, ledger, policy, postgres_dump, requests
 from tidemark.backup import Backup, Table
 from tidemark.clickhouse import identifier, literal
 from tidemark.config import Settings
@@ -34,6 +34,8 @@ class Restored:
     rows: int
     #: Rows left out because their days were purged since.
     purged_rows: int
+    #: Codes of the requests whose persons were erased again.
+    erased: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -82,8 +84,11 @@ def everything(
         for table in found.tables:
             backups.compare(settings, table, table.name)
         engines.apply_schemas(settings)
-        result = Restored(found.name, None, found.rows, 0)
-        _enter(settings, connection, result, clock)
+        with ledger.kept_outside(settings, connection, clock):
+            # Before the home is anybody's: none of them may be read again.
+            erased = tuple(_erase_again(settings, connection, found, clock, note))
+            result = Restored(found.name, None, found.rows, 0, erased)
+            _enter(settings, connection, result, clock)
         marker.unlink()
     return result
 
@@ -98,7 +103,8 @@ def table(
 ) -> Restored:
     """Bring one table back that is missing or empty: of ClickHouse, or of PostgreSQL's schema app.
 
-    Rows of days that were purged since the backup stay away.
+    Rows of days that were purged since the backup stay away. A table of people is not brought back
+    alone where somebody was erased since.
 
     Args:
         wanted: as `database.table`.
@@ -106,7 +112,7 @@ def table(
 
     Raises:
         UsageError: there is no such backup, or it does not have the table.
-        Refused: the table has rows.
+        Refused: the table has rows, or may have those of a person who was erased since.
         TidemarkError: the backup is damaged.
     """
     backups.refuse_cluster(settings)
@@ -126,7 +132,8 @@ def table(
                 raise UsageError(f"{found.name} has no table {wanted}")
             note(f"restoring {wanted}")
             result = _restore_table(settings, connection, folder, found, tables[wanted])
-        _enter(settings, connection, result, clock)
+        with ledger.kept_outside(settings, connection, clock):
+            _enter(settings, connection, result, clock)
     return result
 
 
@@ -134,8 +141,25 @@ def _enter(
     settings: Settings, connection: Connection, result: Restored, clock: Callable[[], datetime]
 ) -> None:
     keyring = Keyring.from_settings(settings)
-    with ledger.kept_outside(settings, connection, clock), connection.transaction():
+    with connection.transaction():
         ledger.append(connection, keyring, RESTORED, result.as_dict(), clock())
+
+
+def _erase_again(
+    settings: Settings,
+    connection: Connection,
+    found: Backup,
+    clock: Callable[[], datetime],
+    note: Note,
+) -> Iterator[str]:
+    """Carry out the erasures that the backup is older than; what a hold keeps waits as before."""
+    ladder, keyring = policy.read(settings), Keyring.from_settings(settings)
+    for own in list(backups.erased_since(settings, connection, found)):
+        note(f"carrying request {own['code']} out again")
+        with connection.transaction():
+            requests.reopen(connection, keyring, ladder, **own, now=clock())
+        erasure.carry_out_within(settings, connection, own["code"], clock=clock, note=note)
+        yield own["code"]
 
 
 def _refuse_rows(settings: Settings, connection: Connection) -> None:
@@ -221,6 +245,7 @@ def _restore_table(
     )
     if standing and standing[0]["rows"]:
         raise _has_rows(own.name)
+    _refuse_erased(settings, connection, found, own.name)
     with backups.beside(settings, folder, [own]) as (relation,):
         backups.compare(settings, own, relation)
         if not standing:
@@ -240,6 +265,25 @@ def _restore_table(
     if now["rows"] != kept["kept"]:
         raise TidemarkError(f"{own.name} did not come back as it was: {now['rows']} rows")
     return Restored(found.name, own.name, kept["kept"], kept["purged"])
+
+
+def _refuse_erased(settings: Settings, connection: Connection, found: Backup, table: str) -> None:
+    ladder = policy.read(settings)
+    of_people = {
+        name
+        for own in ladder.classes.values()
+        if own.subjects
+        for name in (*own.tables, *own.derived)
+    } | ladder.kept.keys()
+    if table not in of_people and table.split(".")[0] not in ("anonymised", "recalled"):
+        return
+    since = [own["code"] for own in backups.erased_since(settings, connection, found)]
+    if since:
+        raise Refused(
+            f"{len(since)} persons were erased since {found.name}, and {table} alone would bring"
+            " them back: take a later backup, restore everything into an empty home, which erases"
+            " them again, or run `tidemark build` for what is made of raw"
+        )
 
 
 def _purged(settings: Settings, connection: Connection, own: Table) -> str:

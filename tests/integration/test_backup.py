@@ -4,6 +4,7 @@ import json
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -49,15 +50,22 @@ def made(built: Warehouse) -> dict[str, Any]:
     return {own["kind"]: own for own in report["made"]}
 
 
-@pytest.fixture
-def other(built: Warehouse) -> Iterator[Warehouse]:
+@contextmanager
+def beside(first: Warehouse) -> Iterator[Warehouse]:
     """An empty home that sees the same backups, and has the first one's master key."""
     with new_home() as home:
-        env = {**home.env, "TIDEMARK_BACKUPS": built.settings.backups}
+        env = {**home.env, "TIDEMARK_BACKUPS": first.settings.backups}
         own = Warehouse(Settings.from_env(env), env)
         own.settings.secrets.mkdir(mode=0o700, parents=True)
-        shutil.copy(built.settings.secrets / "master.key", own.settings.secrets / "master.key")
+        shutil.copy(first.settings.secrets / "master.key", own.settings.secrets / "master.key")
         own.run("up", "--no-airflow")
+        yield own
+
+
+@pytest.fixture
+def other(built: Warehouse) -> Iterator[Warehouse]:
+    """Such a home beside the built one."""
+    with beside(built) as own:
         yield own
 
 
@@ -351,6 +359,49 @@ def test_a_purge_needs_a_fresh_backup_and_a_table_comes_back_without_purged_days
         "raw.pixel_events", "app.api_keys",
     ]  # fmt: skip
     assert home.run("audit", "--json").json["findings"] == []
+
+
+def test_who_was_erased_since_does_not_come_back(fresh_warehouse: Warehouse) -> None:
+    home = fresh_warehouse
+    history.add_shops(home)
+    history.deliver(home, *DAYS)
+    home.run("load", "--as-of", str(LOADED))
+    home.run("build", "--as-of", str(LOADED))
+    made = home.run("backup", "--as-of", str(LOADED), "--json").json["made"][0]["name"]
+    people = "select count() as all, countIf(customer_key != '') as named from raw.pixel_events"
+    [before] = rows(home, people)
+    assert before["all"] > before["named"] > 0
+    export = home.run("export", "--workspace", "shop", "--json").json
+    erased = home.run("erase", "--workspace", "shop", "--subject", history.PERSON, "--json").json
+    code = erased["code"]
+    # Files that have the person go with the next night.
+    told = home.run("request", "status", export["code"], "--json").json
+    assert date.fromisoformat(export["expires_on"]) > NOW.date()
+    assert date.fromisoformat(told["expires_on"]) <= datetime.now(UTC).date()
+    [after] = rows(home, people)
+    assert after == {"all": before["all"] - before["named"], "named": 0}
+    noted = backup.noted_erasures(home.settings)
+    assert [own["code"] for own in noted] == [code]
+    assert history.PERSON not in json.dumps(noted)
+
+    home.run("sql", "--write", "drop table raw.pixel_events sync")
+    assert "erased since" in refused(home, "restore", "--table", "raw.pixel_events", code=3).stderr
+    with beside(home) as own:
+        done = own.run("restore", made, "--json").json
+        assert done["erased"] == [code]
+        assert rows(own, people) == [after]
+        assert rows(own, "select 1 from raw.orders")
+        status = own.run("request", "status", code, "--json").json
+        assert status["status"] == "done"
+        assert status["outcome"]["raw.pixel_events"] == before["named"]
+        assert own.run("audit", "--json").json["findings"] == []
+        assert own.run("build", "--as-of", str(LOADED), "--json").json["gate"]["success"]
+        # It is noted as long as there is a backup that has them.
+        own.run("backup", "--as-of", str(LOADED))
+        assert [left["code"] for left in backup.noted_erasures(own.settings)] == [code]
+        expired = own.run("backup", "--as-of", "2026-11-01", "--json").json["expired"]
+        assert made in expired
+        assert backup.noted_erasures(own.settings) == []
 
 
 def test_backups_go_at_their_end_and_a_killed_run_leaves_nothing_half(
