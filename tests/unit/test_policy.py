@@ -44,6 +44,8 @@ def test_the_shorter_window_decides() -> None:
     # Longer than the ladder's is not longer.
     assert pixel.oldest_day(as_of, policy.Window(60, "month")) == date(2025, 10, 20)
     assert policy.read(SETTINGS).classes["fx_rates"].oldest_day(as_of) is None
+    assert policy.Window(30, "day").end(as_of) == date(2026, 12, 20)
+    assert policy.Window(1, "month").end(date(2026, 1, 31)) == date(2026, 2, 28)
     assert (policy.Window(65, "day").months, policy.Window(6, "month").months) == (2, 6)
 
 
