@@ -129,6 +129,21 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """Rows of a person that a request took out of one class."""
+
+    entry_id: int
+    #: Of the request.
+    code: str
+    data_class: str
+    #: By table, copies and what was made of them too.
+    tables: Mapping[str, int]
+    begun_at: datetime
+    #: None: a run was killed in it, and carrying the request out again finishes it.
+    done_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """What an audit found."""
 
@@ -137,6 +152,7 @@ class Audit:
     destroyed: tuple[Destroyed, ...]
     expired: tuple[Expired, ...]
     findings: tuple[Finding, ...]
+    erased: tuple[Erased, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as one JSON document."""
@@ -145,6 +161,7 @@ class Audit:
             "head": self.head,
             "destroyed": [asdict(step) for step in self.destroyed],
             "expired": [asdict(own) for own in self.expired],
+            "erased": [asdict(own) for own in self.erased],
             "findings": [
                 {"entry_id": finding.entry_id, "problem": finding.problem}
                 for finding in self.findings
@@ -173,6 +190,7 @@ def audit(settings: Settings) -> Audit:
             destroyed = tuple(_destroyed(entries, _money(connection)))
             expired = tuple(_expired(entries))
             findings += _deleted(connection, expired)
+            erased = tuple(_erased(entries))
             findings += _verdicts(connection, destroyed)
             findings += _figures(settings, connection, ladder, entries)
         except (psycopg.Error, KeyError, TypeError, ValueError) as error:
@@ -181,7 +199,7 @@ def audit(settings: Settings) -> Audit:
                 raise
             findings.append(Finding(None, f"the rest was not compared: {type(error).__name__}"))
             return Audit(0, ledger.GENESIS, (), (), tuple(findings))
-    return Audit(len(entries), _head(entries), destroyed, expired, tuple(findings))
+    return Audit(len(entries), _head(entries), destroyed, expired, tuple(findings), erased)
 
 
 def audit_file(settings: Settings, file: Path, public_key: Path | None = None) -> Audit:
@@ -202,11 +220,12 @@ def audit_file(settings: Settings, file: Path, public_key: Path | None = None) -
     entries = [entry for entry in read if isinstance(entry, ledger.Entry)]
     try:
         destroyed, expired = tuple(_destroyed(entries, {})), tuple(_expired(entries))
+        erased = tuple(_erased(entries))
     except (KeyError, TypeError, ValueError):
         if not findings:
             raise
-        destroyed, expired = (), ()
-    return Audit(len(entries), _head(entries), destroyed, expired, findings)
+        destroyed, expired, erased = (), (), ()
+    return Audit(len(entries), _head(entries), destroyed, expired, findings, erased)
 
 
 def _head(entries: list[ledger.Entry]) -> str:
@@ -271,6 +290,23 @@ def _expired(entries: list[ledger.Entry]) -> Iterator[Expired]:
                 rows=own["rows"],
                 begun_at=entry.at,
                 done_at=done_at.get((own["data_class"], own["number"])),
+            )
+
+
+def _erased(entries: list[ledger.Entry]) -> Iterator[Erased]:
+    done_at = {
+        entry.document["step_id"]: entry.at for entry in entries if entry.kind == "erasure_done"
+    }
+    for entry in entries:
+        if entry.kind == "erasure_begun":
+            own = entry.document
+            yield Erased(
+                entry_id=entry.entry_id,
+                code=own["code"],
+                data_class=own["class"],
+                tables=own["tables"],
+                begun_at=entry.at,
+                done_at=done_at.get(own["removal"]["step_id"]),
             )
 
 

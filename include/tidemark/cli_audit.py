@@ -85,6 +85,19 @@ def audit(
                     for own in report.expired
                 ],
             )  # fmt: skip
+        if report.erased:
+            print_rows(
+                ("request", "class", "rows by table", "begun", "done"),
+                [
+                    (
+                        own.code, own.data_class,
+                        ", ".join(f"{table} {rows}" for table, rows in own.tables.items()),
+                        f"{own.begun_at:%Y-%m-%d %H:%M:%S}",
+                        f"{own.done_at:%Y-%m-%d %H:%M:%S}" if own.done_at else "not yet",
+                    )
+                    for own in report.erased
+                ],
+            )  # fmt: skip
         rows = sum(step.rows for step in report.destroyed)
         print(
             f"{report.entries} entries up to {report.head[:12]}; {len(report.destroyed)} steps"

@@ -297,7 +297,7 @@ class _Erasure:
             hashes = requests.subject_hashes(self.connection, self.code)
             if not hashes:
                 raise TidemarkError(
-                    f"request {self.code} has lost whom it is of: ask for a new one"
+                    f"request {self.code} does not say whom it is of: ask for a new one"
                 )
             # A restore of an older backup does not bring them back either.
             backup.keep_erasure(self.settings, self.code, self.workspace_id, hashes)
@@ -609,8 +609,15 @@ class _Erasure:
         """Finish what an earlier run began; the classes for which a hold came in between."""
         waiting = set()
         for begun in self.door.begun_removals(self.code):
-            if {hold.hold_id for hold in self.holds} - set(begun["holds"]):
-                waiting.add(begun["class"])
+            name = begun["class"]
+            came = {
+                hold.hold_id
+                for hold in self.holds
+                # What is of no class was made of several.
+                if hold.data_class in (None, name) or name not in self.classes
+            } - set(begun["holds"])
+            if came:
+                waiting.add(name)
             else:
                 self.door.finish_removal(begun)
         return waiting

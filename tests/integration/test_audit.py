@@ -330,5 +330,6 @@ def test_a_changed_figure_of_a_purged_day_is_found(purged: Warehouse) -> None:
 
 def test_an_empty_ledger_is_clean(fresh_warehouse: Warehouse) -> None:
     assert fresh_warehouse.run("audit", "--json").json == {
-        "entries": 0, "head": ledger.GENESIS, "destroyed": [], "expired": [], "findings": [],
+        "entries": 0, "head": ledger.GENESIS, "destroyed": [], "expired": [],
+        "erased": [], "findings": [],
     }  # fmt: skip

@@ -307,6 +307,11 @@ def test_a_person_goes_and_nobody_else(home: Warehouse) -> None:
             for workspace in ("shop", "twin")
         )  # fmt: skip
         assert one == other > 0, table
+    [orders] = [
+        own for own in home.run("audit", "--json").json["erased"] if own["data_class"] == "orders"
+    ]
+    assert (orders["code"], orders["tables"]["raw.order_refunds"]) == (done.json["code"], 8)
+    assert orders["done_at"] is not None
     assert home.run("audit").code == 0
 
 
