@@ -302,8 +302,14 @@ def last_made(settings: Settings, connection: Connection) -> "LastBackup | None"
 def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Sequence[str]) -> None:
     """Note beside the backups whom a restore must not bring back; the same request once.
 
-    Called before anything of the person goes. The hashes are those of the request.
+    Called before anything of the person goes. Where there is no backup nothing is noted: a later
+    one has the request itself, as waiting.
+
+    Args:
+        hashes: of the person, as the request has them.
     """
+    if not stored(settings):
+        return
     known = noted_erasures(settings)
     if not any(own["code"] == code for own in known):
         line = {"code": code, "workspace_id": workspace_id, "hashes": list(hashes)}

@@ -34,7 +34,7 @@ class Restored:
     rows: int
     #: Rows left out because their days were purged since.
     purged_rows: int
-    #: Codes of the requests whose persons were erased again.
+    #: Codes of the requests whose persons were erased, or are as far as no hold keeps them.
     erased: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,14 +152,15 @@ def _erase_again(
     clock: Callable[[], datetime],
     note: Note,
 ) -> Iterator[str]:
-    """Carry out the erasures that the backup is older than; what a hold keeps waits as before."""
+    """Carry out the erasures that the backup is older than, and those that wait in it."""
     ladder, keyring = policy.read(settings), Keyring.from_settings(settings)
-    for own in list(backups.erased_since(settings, connection, found)):
-        note(f"carrying request {own['code']} out again")
-        with connection.transaction():
+    with connection.transaction():
+        for own in backups.erased_since(settings, connection, found):
             requests.reopen(connection, keyring, ladder, **own, now=clock())
-        erasure.carry_out_within(settings, connection, own["code"], clock=clock, note=note)
-        yield own["code"]
+    for request in requests.waiting(connection, "erase"):
+        note(f"carrying request {request.code} out")
+        erasure.carry_out_within(settings, connection, request.code, clock=clock, note=note)
+        yield request.code
 
 
 def _refuse_rows(settings: Settings, connection: Connection) -> None:
