@@ -9,6 +9,7 @@ wrapped by the home's master key, which is in no backup.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ SCRATCH = "backup_scratch"
 _WRITING = ".writing"
 _ERASURES = "erasures.json"
 _FORMAT = 1
+_NAME = re.compile(r"(daily|monthly)-\d{4}-\d{2}-\d{2}T\d{6}Z")
 _CHUNK_BYTES = 1 << 20
 #: That are read back together, unless one table alone has more.
 _ROWS_AT_ONCE = 10_000_000
@@ -203,6 +205,7 @@ def make(
                 note("there is no workspace yet, so nothing to back up")
                 return BackupReport((), ())
             _refuse_half_loaded(connection)
+            _sweep(settings)
             maker = _Maker(settings, connection, ladder, keyring, as_of, clock, note)
             months = {own.day.replace(day=1) for own in stored(settings) if own.kind == "monthly"}
             made = [maker.make("daily")]
@@ -219,7 +222,7 @@ def stored(settings: Settings) -> tuple[Backup, ...]:
     Raises:
         TidemarkError: a manifest is not one.
     """
-    root = UPath(settings.backups)
+    root = _root(settings)
     if not root.exists():
         return ()
     found = []
@@ -250,6 +253,7 @@ def find(settings: Settings, name: str | None) -> Backup:
 
     Raises:
         UsageError: there is none such.
+        TidemarkError: a manifest is not one.
     """
     every = stored(settings)
     wanted = [own for own in every if (own.kind == "daily" if name is None else own.name == name)]
@@ -295,7 +299,7 @@ def last_made(settings: Settings, connection: Connection) -> "LastBackup | None"
     ).fetchone()
     if row is None:
         return None
-    is_there = (UPath(settings.backups) / row["name"] / MANIFEST).exists()
+    is_there = (_root(settings) / row["name"] / MANIFEST).exists()
     return LastBackup(row["name"], row["at"], is_there)
 
 
@@ -318,7 +322,7 @@ def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Seque
 
 def noted_erasures(settings: Settings) -> list[Mapping[str, Any]]:
     """What `keep_erasure` noted: code, workspace_id and hashes of each request."""
-    path = UPath(settings.backups) / _ERASURES
+    path = _root(settings) / _ERASURES
     return json.loads(path.read_bytes()) if path.exists() else []
 
 
@@ -349,7 +353,7 @@ def _forget_erasures(settings: Settings, connection: Connection) -> None:
 
 
 def _note_erasures(settings: Settings, erasures: Sequence[Mapping[str, Any]]) -> None:
-    root = UPath(settings.backups)
+    root = _root(settings)
     text = json.dumps(list(erasures)).encode()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if "://" in settings.backups:
@@ -603,13 +607,32 @@ def fetched(settings: Settings, backup: Backup) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(mode=0o700, parents=True)
-        root = UPath(settings.backups) / backup.name
+        root = _root(settings) / backup.name
         for source in root.rglob("*"):
             if source.is_file() and source.name != MANIFEST:
                 _copy(source, folder / source.path.removeprefix(root.path).lstrip("/"))
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _root(settings: Settings) -> UPath:
+    root = UPath(settings.backups)
+    try:
+        _ = root.fs
+    except ImportError as error:
+        raise UsageError(
+            f"TIDEMARK_BACKUPS is {settings.backups}: {error}, or name a folder"
+        ) from error
+    return root
+
+
+def _sweep(settings: Settings) -> None:
+    """Remove what a killed run left: a folder of a backup's name without a manifest."""
+    root = _root(settings)
+    for folder in root.iterdir() if root.exists() else ():
+        if _NAME.fullmatch(folder.name) and not (folder / MANIFEST).exists():
+            _remove(settings, folder.name)
 
 
 def _refuse_half_loaded(connection: Connection) -> None:
@@ -701,7 +724,7 @@ def _publish(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> N
     name = manifest["name"]
     text = json.dumps(manifest, indent=1).encode() + b"\n"
     if "://" in settings.backups:
-        target = UPath(settings.backups) / name
+        target = _root(settings) / name
         for path in _files(folder):
             _copy(path, target / path.relative_to(folder).as_posix())
         (target / MANIFEST).write_bytes(text)
@@ -719,7 +742,7 @@ def _publish(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> N
 
 def _remove(settings: Settings, name: str) -> None:
     """Remove a backup, its manifest first: from then on it is none."""
-    folder = UPath(settings.backups) / name
+    folder = _root(settings) / name
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.exists():
         if "://" in settings.backups:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from upath import UPath
 
 import history
 from homes import Outcome, Warehouse, new_home
@@ -458,9 +459,14 @@ def test_an_object_store_is_written_and_read(empty_home: Warehouse) -> None:
     assert [own.kind for own in report.made] == ["daily", "monthly"]
     found = backup.check(settings, None, clock=lambda: datetime.now(UTC))
     assert found.name == report.made[0].name
+    # What a run that was killed on its way there left.
+    left = UPath(settings.backups) / "daily-2025-01-01T000000Z" / "clickhouse" / "part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
     later = backup.make(settings, as_of=date(2026, 6, 1), clock=lambda: datetime.now(UTC))
     assert set(later.expired) == {own.name for own in report.made}
     assert {own.name for own in backup.stored(settings)} == {own.name for own in later.made}
+    assert not left.exists()
     with postgres.connect(settings) as connection:
         last = backup.last_made(settings, connection)
     assert last is not None
