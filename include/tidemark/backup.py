@@ -24,6 +24,7 @@ from tidemark import clickhouse, cold, ledger, policy, postgres_dump
 from tidemark.clickhouse import ClickHouseError, identifier, literal
 from tidemark.cold import Column
 from tidemark.config import Settings
+from tidemark.coverage import SCRATCH
 from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.flows import Note, warehouse
 from tidemark.keys import Keyring
@@ -37,8 +38,6 @@ ARCHIVE, DUMP, MANIFEST = "clickhouse", "postgres.dump", "manifest.json"
 DONE, CHECKED, EXPIRY_BEGUN, EXPIRED = (
     "backup_done", "backup_checked", "backup_expiry_begun", "backup_expired",
 )  # fmt: skip
-#: Where tables stand while a backup is made or read back; gone afterwards.
-SCRATCH = "backup_scratch"
 _WRITING = ".writing"
 _ERASURES = "erasures.json"
 _FORMAT = 1
@@ -698,12 +697,17 @@ def _figures(settings: Settings, table: Table, relation: str) -> dict[str, Any]:
 @contextmanager
 def _scratch(settings: Settings) -> Iterator[None]:
     """An empty database for what stands only meanwhile; a killed run's goes first."""
-    run(settings, f"drop database if exists {SCRATCH} sync")
+    drop_scratch(settings)
     run(settings, f"create database {SCRATCH}")
     try:
         yield
     finally:
-        run(settings, f"drop database if exists {SCRATCH} sync")
+        drop_scratch(settings)
+
+
+def drop_scratch(settings: Settings) -> None:
+    """Drop what a killed run left beside what stands; the caller holds the warehouse's lock."""
+    run(settings, f"drop database if exists {SCRATCH} sync")
 
 
 def run(settings: Settings, statement: str) -> None:

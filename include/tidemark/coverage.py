@@ -45,6 +45,9 @@ _WORK_TABLE = re.compile(
     r"__(replace_days|snapshot_upsert|dbt_tmp|dbt_backup|dbt_new_data.*)$|^\.(inner|tmp)"
 )
 
+#: The database where tables stand while a backup is made or read back.
+SCRATCH = "backup_scratch"
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -94,8 +97,8 @@ def faults(settings: Settings, ladder: policy.Policy) -> tuple[Fault, ...]:
 def orphans(settings: Settings) -> tuple[Orphan, ...]:
     """Work tables of killed runs and detached parts, by name.
 
-    A build and a load sweep their own work tables when they begin; while neither runs there
-    should be none.
+    A build, a load, and for backups a purge, sweep work tables when they begin; while none of them
+    runs there should be none.
     """
     topology = clickhouse.topology(settings)
     rows = clickhouse.rows(
@@ -108,7 +111,8 @@ def orphans(settings: Settings) -> tuple[Orphan, ...]:
     found = [
         Orphan(row["name"], int(row["row_count"]))
         for row in rows
-        if row["name"].startswith("load.") or _WORK_TABLE.search(row["name"].split(".", 1)[1])
+        if row["name"].startswith(("load.", f"{SCRATCH}."))
+        or _WORK_TABLE.search(row["name"].split(".", 1)[1])
     ]
     found += [
         Orphan(row["name"], 0)
@@ -135,7 +139,7 @@ def _standing(settings: Settings) -> dict[str, _Table]:
         " from system.tables as tables inner join system.columns as columns"
         " on tables.database = columns.database and tables.name = columns.table"
         " where tables.database not in ('system', 'information_schema', 'INFORMATION_SCHEMA',"
-        " 'load') and not tables.is_temporary group by name",
+        f" 'load', '{SCRATCH}') and not tables.is_temporary group by name",
     )
     topology = clickhouse.topology(settings)
     return {

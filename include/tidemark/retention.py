@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any, Protocol
 
-from tidemark import availability, clickhouse, cold, exports, ledger, overrides, policy
+from tidemark import availability, backup, clickhouse, cold, exports, ledger, overrides, policy
 from tidemark import build as building
 from tidemark import plan as planning
 from tidemark import purge as purging
@@ -357,6 +357,9 @@ def _begin(settings: Settings, connection: Connection, ladder: Policy, found: Pl
     # From now on these windows are what the marts can answer for.
     building.publish_windows(settings, connection, ladder)
     cold.sweep(settings, connection, found.steps)
+    # Nor may rows that are about to go stand on in what a killed backup left.
+    if settings.profile == "laptop":
+        backup.drop_scratch(settings)
 
 
 def _plan(

@@ -15,7 +15,7 @@ from upath import UPath
 
 import history
 from homes import Outcome, Warehouse, new_home
-from tidemark import backup, clickhouse, gate, policy, postgres, postgres_dump, retention
+from tidemark import backup, clickhouse, coverage, gate, policy, postgres, postgres_dump, retention
 from tidemark.clickhouse import literal
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError
@@ -295,7 +295,7 @@ def test_rows_that_come_back_otherwise_are_found(built: Warehouse, made: dict[st
 def test_a_check_reads_all_and_is_on_record(built: Warehouse, made: dict[str, Any]) -> None:
     assert built.run("restore", "--check", "--json").json["sound"] is True
     assert entries(built, backup.CHECKED)[-1] == {"name": made["daily"]["name"]}
-    assert not rows(built, f"select 1 from system.databases where name = '{backup.SCRATCH}'")
+    assert not rows(built, f"select 1 from system.databases where name = '{coverage.SCRATCH}'")
 
 
 def test_no_person_is_in_what_is_told(built: Warehouse, made: dict[str, Any]) -> None:
@@ -349,7 +349,14 @@ def test_a_purge_needs_a_fresh_backup_and_a_table_comes_back_without_purged_days
     assert "tidemark backup" in outcome.stderr
     assert rows(home, counting) == [before]
     shutil.move(elsewhere, folder)
+    # What a backup that was killed would leave: rows that are about to go.
+    backup.run(home.settings, f"create database {coverage.SCRATCH}")
+    left = f"{coverage.SCRATCH}.restored_1"
+    backup.run(home.settings, f"create table {left} engine = Log as select * from raw.pixel_events")
+    assert left in [own.name for own in coverage.orphans(home.settings)]
+    coverage.check(home.settings, policy.read(home.settings))
     assert home.run("purge", "--as-of", str(as_of), "--json").json["rows"] >= before["old"]
+    assert coverage.orphans(home.settings) == ()
 
     home.run("sql", "--write", "drop table raw.pixel_events sync")
     done = home.run("restore", "--table", "raw.pixel_events", "--json").json
