@@ -13,14 +13,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from upath import UPath
-
-from tidemark import clickhouse, cold, ledger, policy, postgres_dump
+from tidemark import clickhouse, cold, ledger, places, policy, postgres_dump
 from tidemark.clickhouse import ClickHouseError, identifier, literal
 from tidemark.cold import Column
 from tidemark.config import Settings
@@ -28,6 +26,7 @@ from tidemark.coverage import SCRATCH
 from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.flows import Note, warehouse
 from tidemark.keys import Keyring
+from tidemark.places import Place
 from tidemark.policy import Policy
 from tidemark.postgres import Connection
 
@@ -42,7 +41,6 @@ _WRITING = ".writing"
 _ERASURES = "erasures.json"
 _FORMAT = 1
 _NAME = re.compile(r"(daily|monthly)-\d{4}-\d{2}-\d{2}T\d{6}Z")
-_CHUNK_BYTES = 1 << 20
 #: That are read back together, unless one table alone has more.
 _ROWS_AT_ONCE = 10_000_000
 _NOT_OURS = ("system", "information_schema", "INFORMATION_SCHEMA", "default", SCRATCH)
@@ -221,17 +219,14 @@ def stored(settings: Settings) -> tuple[Backup, ...]:
     Raises:
         TidemarkError: a manifest is not one.
     """
-    root = _root(settings)
-    if not root.exists():
-        return ()
-    found = []
-    for folder in root.iterdir():
-        path = folder / MANIFEST
-        if folder.name.startswith(".") or not path.exists():
+    place, found = _place(settings), []
+    for name in place.folders():
+        text = None if name.startswith(".") else place.read(f"{name}/{MANIFEST}")
+        if text is None:
             continue
         try:
-            manifest = json.loads(path.read_bytes())
-            if manifest["format"] != _FORMAT or manifest["name"] != folder.name:
+            manifest = json.loads(text)
+            if manifest["format"] != _FORMAT or manifest["name"] != name:
                 raise ValueError("format or name")
             found.append(
                 Backup(
@@ -243,7 +238,9 @@ def stored(settings: Settings) -> tuple[Backup, ...]:
                 )
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise TidemarkError(f"{path} is no manifest of a backup: move it away") from error
+            raise TidemarkError(
+                f"{settings.backups}/{name}/{MANIFEST} is no manifest of a backup: move it away"
+            ) from error
     return tuple(sorted(found, key=lambda own: (own.made_at, own.name), reverse=True))
 
 
@@ -298,7 +295,7 @@ def last_made(settings: Settings, connection: Connection) -> "LastBackup | None"
     ).fetchone()
     if row is None:
         return None
-    is_there = (_root(settings) / row["name"] / MANIFEST).exists()
+    is_there = _place(settings).exists(f"{row['name']}/{MANIFEST}")
     return LastBackup(row["name"], row["at"], is_there)
 
 
@@ -316,13 +313,13 @@ def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Seque
     known = noted_erasures(settings)
     if not any(own["code"] == code for own in known):
         line = {"code": code, "workspace_id": workspace_id, "hashes": list(hashes)}
-        _note_erasures(settings, [*known, line])
+        _place(settings).put_json([*known, line], _ERASURES)
 
 
 def noted_erasures(settings: Settings) -> list[Mapping[str, Any]]:
     """What `keep_erasure` noted: code, workspace_id and hashes of each request."""
-    path = _root(settings) / _ERASURES
-    return json.loads(path.read_bytes()) if path.exists() else []
+    text = _place(settings).read(_ERASURES)
+    return json.loads(text) if text is not None else []
 
 
 def erased_since(
@@ -348,25 +345,7 @@ def _forget_erasures(settings: Settings, connection: Connection) -> None:
     oldest = stored(settings)[-1].made_at
     needed = [own for own in known if not _ended_before(connection, own["code"], oldest)]
     if needed != known:
-        _note_erasures(settings, needed)
-
-
-def _note_erasures(settings: Settings, erasures: Sequence[Mapping[str, Any]]) -> None:
-    root = _root(settings)
-    text = json.dumps(list(erasures)).encode()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if "://" in settings.backups:
-        (root / _ERASURES).write_bytes(text)
-        return
-    draft = Path(settings.backups) / f"{_ERASURES}.new"
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(draft.with_name(_ERASURES))
-    _sync(draft.parent)
+        _place(settings).put_json(needed, _ERASURES)
 
 
 # -- making --------------------------------------------------------------------------------------
@@ -442,14 +421,9 @@ class _Maker:
             if own.name != newest
             and own.day < getattr(self.ladder.backups, own.kind).start(self.as_of)
         }
+        same = "done.document -> 'name' = begun.document -> 'name'"
         begun = {
-            row["name"]
-            for row in self.connection.execute(
-                "select document ->> 'name' as name from control.ledger as begun where kind = %s"
-                " and not exists (select from control.ledger as done where done.kind = %s"
-                " and done.document -> 'name' = begun.document -> 'name')",
-                [EXPIRY_BEGUN, EXPIRED],
-            )
+            entry["name"] for entry in ledger.unended(self.connection, EXPIRY_BEGUN, EXPIRED, same)
         }
         for name in sorted(due | begun):
             if name not in begun:
@@ -465,12 +439,9 @@ class _Maker:
 
     def _archive(self, kind: Kind, path: Path) -> dict[str, Any]:
         tables = [
-            Table(
-                own.name, own.engine, own.create, own.columns, own.left_out,
-                _figures(self.settings, own, own.name),
-            )
+            replace(own, figures=_figures(self.settings, own, own.name))
             for own in _standing(self.settings, self.ladder, kind)
-        ]  # fmt: skip
+        ]
         databases = [
             row["name"]
             for row in clickhouse.rows(
@@ -599,39 +570,21 @@ def compare_postgres(connection: Connection, manifest: Mapping[str, Any]) -> Non
 @contextmanager
 def fetched(settings: Settings, backup: Backup) -> Iterator[Path]:
     """A folder in which the engines can read a backup's files."""
-    if "://" not in settings.backups:
-        yield settings.backups_folder / backup.name
-        return
-    folder = settings.backups_folder / ".fetched"
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(mode=0o700, parents=True)
-        root = _root(settings) / backup.name
-        for source in root.rglob("*"):
-            if source.is_file() and source.name != MANIFEST:
-                _copy(source, folder / source.path.removeprefix(root.path).lstrip("/"))
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    place = _place(settings)
+    with place.fetched(place.files(backup.name)) as folder:
+        yield folder / backup.name
 
 
-def _root(settings: Settings) -> UPath:
-    root = UPath(settings.backups)
-    try:
-        _ = root.fs
-    except ImportError as error:
-        raise UsageError(
-            f"TIDEMARK_BACKUPS is {settings.backups}: {error}, or name a folder"
-        ) from error
-    return root
+def _place(settings: Settings) -> Place:
+    return Place(settings.backups, settings.backups_folder, "TIDEMARK_BACKUPS")
 
 
 def _sweep(settings: Settings) -> None:
     """Remove what a killed run left: a folder of a backup's name without a manifest."""
-    root = _root(settings)
-    for folder in root.iterdir() if root.exists() else ():
-        if _NAME.fullmatch(folder.name) and not (folder / MANIFEST).exists():
-            _remove(settings, folder.name)
+    place = _place(settings)
+    for name in place.folders():
+        if _NAME.fullmatch(name) and not place.exists(f"{name}/{MANIFEST}"):
+            place.remove_folder(name)
 
 
 def _refuse_half_loaded(connection: Connection) -> None:
@@ -726,34 +679,30 @@ def _quoted(name: str) -> str:
 def _publish(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> None:
     """Bring the files to their place and make them last; the manifest is the last of them."""
     name = manifest["name"]
-    text = json.dumps(manifest, indent=1).encode() + b"\n"
     if "://" in settings.backups:
-        target = _root(settings) / name
+        place = _place(settings)
         for path in _files(folder):
-            _copy(path, target / path.relative_to(folder).as_posix())
-        (target / MANIFEST).write_bytes(text)
+            place.put(path, f"{name}/{path.relative_to(folder).as_posix()}")
+        place.put_json(manifest, f"{name}/{MANIFEST}")
         return
+    # Thousands of files on a disk appear at once, by one rename.
     descriptor = os.open(folder / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
+        file.write(places.json_bytes(manifest))
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
+        places.sync(path)
+    places.sync(folder)
     final = settings.backups_folder / name
     folder.replace(final)
-    _sync(final.parent)
+    places.sync(final.parent)
 
 
 def _remove(settings: Settings, name: str) -> None:
     """Remove a backup, its manifest first: from then on it is none."""
-    folder = _root(settings) / name
-    (folder / MANIFEST).unlink(missing_ok=True)
-    if folder.exists():
-        if "://" in settings.backups:
-            folder.rmdir(recursive=True)
-        else:
-            shutil.rmtree(settings.backups_folder / name)
-    if folder.exists():
+    place = _place(settings)
+    place.remove(f"{name}/{MANIFEST}")
+    place.remove_folder(name)
+    if place.exists(name):
         raise TidemarkError(f"something of {name} is still in {settings.backups}")
 
 
@@ -761,18 +710,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _copy(source: UPath | Path, target: UPath | Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as write:
-        shutil.copyfileobj(read, write, _CHUNK_BYTES)
-
-
 def _listed(path: Path) -> dict[str, Any]:
     """A file's size in bytes and SHA-256; of a folder the SHA-256 of the list of its files."""
     if path.is_file():
-        with path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return {"bytes": path.stat().st_size, "sha256": digest}
+        return {"bytes": path.stat().st_size, "sha256": places.sha256(path)}
     lines, size = [], 0
     for file in _files(path):
         own = _listed(file)
@@ -780,11 +721,3 @@ def _listed(path: Path) -> dict[str, Any]:
         size += own["bytes"]
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return {"bytes": size, "files": len(lines), "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

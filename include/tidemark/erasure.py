@@ -33,7 +33,6 @@ from tidemark import (
     frozen,
     ledger,
     policy,
-    postgres,
     replicas,
     requests,
 )
@@ -128,21 +127,9 @@ def receive(
         UsageError: there is no such workspace, or the subject is empty.
         TidemarkError: a store does not answer.
     """
-    keyring = Keyring.from_settings(settings)
-    with (
-        postgres.connect(settings, autocommit=True) as connection,
-        ledger.kept_outside(settings, connection, lambda: now),
-        connection.transaction(),
-    ):
-        return requests.receive(
-            connection,
-            keyring,
-            policy.read(settings),
-            workspace_id=workspace_id,
-            kind="erase",
-            subject=subject,
-            now=now,
-        )
+    return requests.put_on_record(
+        settings, workspace_id=workspace_id, kind="erase", subject=subject, now=now
+    )
 
 
 def carry_out(

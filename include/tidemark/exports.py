@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import Any
 
-from tidemark import clickhouse, cold, coverage, ledger, places, policy, postgres, privacy, requests
+from tidemark import clickhouse, cold, coverage, ledger, places, policy, privacy, requests
 from tidemark.clickhouse import ClickHouseError, identifier, literal
 from tidemark.cold import Column, Due, recalled
 from tidemark.config import Settings
@@ -67,21 +67,14 @@ def receive(
         UsageError: there is no such workspace, or the subject is empty.
         TidemarkError: PostgreSQL does not answer.
     """
-    with (
-        postgres.connect(settings, autocommit=True) as connection,
-        ledger.kept_outside(settings, connection, lambda: now),
-        connection.transaction(),
-    ):
-        return requests.receive(
-            connection,
-            Keyring.from_settings(settings),
-            policy.read(settings),
-            workspace_id=workspace_id,
-            kind="export",
-            subject=subject,
-            now=now,
-            file_format=file_format or ("parquet" if subject is None else "jsonl"),
-        )
+    return requests.put_on_record(
+        settings,
+        workspace_id=workspace_id,
+        kind="export",
+        subject=subject,
+        now=now,
+        file_format=file_format or ("parquet" if subject is None else "jsonl"),
+    )
 
 
 def carry_out(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from tidemark import privacy, workspaces
@@ -363,6 +364,27 @@ def stored(connection: Connection, *kinds: str) -> Iterator[Entry | Finding]:
                 )
             except (TypeError, ValueError, ArithmeticError):
                 yield Finding(row["entry_id"], "cannot be read")
+
+
+def unended(
+    connection: Connection, begun: str, done: str, same: LiteralString
+) -> list[Mapping[str, Any]]:
+    """The documents of entries of the first kind that none of the second answers, in order.
+
+    Args:
+        same: SQL that holds where entry `done` answers entry `begun`.
+    """
+    return [
+        row["document"]
+        for row in connection.execute(
+            sql.SQL(
+                "select document from control.ledger as begun where kind = %s and not exists ("
+                "select from control.ledger as done where done.kind = %s and {})"
+                " order by entry_id"
+            ).format(sql.SQL(same)),
+            [begun, done],
+        )
+    ]
 
 
 def evidence(connection: Connection, step_id: str | None = None) -> dict[str, dict[str, str]]:

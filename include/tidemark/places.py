@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from upath import UPath
 
 from tidemark.errors import UsageError
 
+Document = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 _CHUNK_BYTES = 1 << 20
 
 
@@ -47,13 +48,13 @@ class Place:
             file.unlink()
         else:
             file.chmod(0o600)
-            _sync(file)
+            sync(file)
             final = self.folder / path
             make_folder(final.parent)
             file.replace(final)
-            _sync(final.parent)
+            sync(final.parent)
 
-    def put_json(self, document: Mapping[str, Any], path: str) -> None:
+    def put_json(self, document: Document, path: str) -> None:
         """Write a document, which appears whole."""
         text = json_bytes(document)
         if self._is_remote:
@@ -68,7 +69,7 @@ class Place:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(final)
-        _sync(final.parent)
+        sync(final.parent)
 
     def json(self, path: str) -> Any:
         """A document; None where it is missing or no JSON."""
@@ -76,6 +77,26 @@ class Place:
             return json.loads((self._root / path).read_bytes())
         except (OSError, ValueError):
             return None
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of a file; None where it is missing."""
+        try:
+            return bytes((self._root / path).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def folders(self) -> list[str]:
+        """The names of the folders at the location; none where it is missing."""
+        if not self._root.exists():
+            return []
+        return sorted(own.name for own in self._root.iterdir() if own.is_dir())
+
+    def files(self, path: str) -> Iterator[str]:
+        """The paths of the files in a folder and below it."""
+        root = self._root / path
+        for file in root.rglob("*"):
+            if file.is_file():
+                yield path + file.path.removeprefix(root.path)
 
     def size(self, path: str) -> int | None:
         """The bytes of a file; None where it is missing."""
@@ -116,7 +137,7 @@ class Place:
         if not self._is_remote:
             folder = (self.folder / paths[0]).parent
             if folder.is_dir():
-                _sync(folder)
+                sync(folder)
             while folder != self.folder and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
                 folder = folder.parent
@@ -128,7 +149,7 @@ class Place:
         folder = self.folder / path
         if folder.exists():
             shutil.rmtree(folder)
-            _sync(self.folder)
+            sync(self.folder)
 
     def exists(self, *paths: str) -> bool:
         """Whether one of these files or folders is there."""
@@ -140,7 +161,7 @@ class Place:
         return target
 
 
-def json_bytes(document: Mapping[str, Any]) -> bytes:
+def json_bytes(document: Document) -> bytes:
     """A document as `Place.put_json` writes it."""
     return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -150,7 +171,7 @@ def make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def sha256(path: Path) -> str:
@@ -162,7 +183,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, last."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

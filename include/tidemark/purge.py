@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, LiteralString, Protocol
+from typing import Any, Protocol
 
 from tidemark import build as building
 from tidemark import clickhouse, cold, coverage, ledger, load, policy, replicas
@@ -296,7 +296,8 @@ class Door:
         """The removals of a request that were begun and not ended, as the ledger has them."""
         return [
             begun
-            for begun in self._unended(
+            for begun in ledger.unended(
+                self.connection,
                 ERASURE_BEGUN,
                 ERASURE_DONE,
                 "done.document -> 'step_id' = begun.document -> 'removal' -> 'step_id'",
@@ -381,7 +382,8 @@ class Door:
         """What was begun and not ended."""
         return [
             cold.due_from(entry)
-            for entry in self._unended(
+            for entry in ledger.unended(
+                self.connection,
                 EXPIRY_BEGUN,
                 EXPIRY_DONE,
                 "done.document -> 'data_class' = begun.document -> 'data_class'"
@@ -696,21 +698,12 @@ class Door:
         ]
 
     def _open_steps(self) -> list[Mapping[str, Any]]:
-        return self._unended(
-            BEGUN, DONE, "done.document -> 'step_id' = begun.document -> 'step' -> 'step_id'"
+        return ledger.unended(
+            self.connection,
+            BEGUN,
+            DONE,
+            "done.document -> 'step_id' = begun.document -> 'step' -> 'step_id'",
         )
-
-    def _unended(self, begun: str, done: str, same: LiteralString) -> list[Mapping[str, Any]]:
-        """Entries of the first kind that none of the second answers."""
-        return [
-            row["document"]
-            for row in self.connection.execute(
-                "select document from control.ledger as begun where kind = %s and not exists ("
-                f"select from control.ledger as done where done.kind = %s and {same})"
-                " order by entry_id",
-                [begun, done],
-            )
-        ]
 
     def _enter(self, kind: str, document: Mapping[str, Any]) -> None:
         with self.connection.transaction():

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
 
-from tidemark import holds, ledger
+from tidemark import holds, ledger, policy, postgres
+from tidemark.config import Settings
 from tidemark.errors import UsageError
 from tidemark.keys import Keyring
 from tidemark.policy import Policy
@@ -104,6 +105,33 @@ def receive(
     request = find(connection, code)
     _enter(connection, keyring, request, now)
     return request, True
+
+
+def put_on_record(
+    settings: Settings,
+    *,
+    workspace_id: str,
+    kind: Kind,
+    subject: str | None,
+    now: datetime,
+    file_format: FileFormat | None = None,
+) -> tuple[Request, bool]:
+    """The same in a transaction of its own, with the ledger's head kept outside; see `receive`."""
+    with (
+        postgres.connect(settings, autocommit=True) as connection,
+        ledger.kept_outside(settings, connection, lambda: now),
+        connection.transaction(),
+    ):
+        return receive(
+            connection,
+            Keyring.from_settings(settings),
+            policy.read(settings),
+            workspace_id=workspace_id,
+            kind=kind,
+            subject=subject,
+            now=now,
+            file_format=file_format,
+        )
 
 
 def subject_hashes(connection: Connection, code: str) -> tuple[str, ...]:
