@@ -7,6 +7,10 @@ import contextlib
 import fcntl
 import os
 import select
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from chdb_http.protocol import Rest
 
 _SIZE = 1 << 20
 _SET_SIZE = 1031
@@ -76,30 +80,58 @@ class Pipe:
                     return False
         return True
 
-    async def move(self, source: int, size: int, timeout: float) -> int:
-        """Have the kernel move up to so many bytes of a socket into it, without a copy here.
+    async def pour(
+        self, rest: Rest, block: int, head: Callable[[int], bytes], timeout: float
+    ) -> None:
+        """Have the kernel move what is left of a body into it, without a copy here.
 
-        How many it were: none if the engine stopped reading. Raises EOFError at the socket's end,
-        and TimeoutError where nothing comes from it for so many seconds.
+        A head goes before each block of at most so many bytes. Ends early if the engine stops
+        reading. Raises EOFError or ConnectionError where the client goes away, and TimeoutError
+        where nothing comes from it for so many seconds.
         """
-        while self._ours in self._open:
-            try:
-                moved = os.splice(source, self._ours, size, flags=os.SPLICE_F_NONBLOCK)
-            except BlockingIOError:
-                room = select.poll()
-                room.register(self._ours, select.POLLOUT)
-                if room.poll(0):
-                    async with asyncio.timeout(timeout):
-                        await _ready(source, reading=True)
-                else:
-                    await _ready(self._ours, reading=False)
-            except BrokenPipeError:
-                return 0
-            else:
-                if not moved:
-                    raise EOFError
-                return moved
-        return 0
+        # In a thread of its own: woken for each packet, the loop would cost more than the moving.
+        thread = ThreadPoolExecutor(1, "body", _yield_to_others)
+        os.set_blocking(self._ours, True)
+        moving = asyncio.get_running_loop().run_in_executor(
+            thread, self._pour, rest, block, head, timeout
+        )
+        try:
+            await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            # It would go on with the pipe's number when that is another file's.
+            self.close_theirs()
+            await asyncio.gather(moving, return_exceptions=True)
+            raise
+        finally:
+            thread.shutdown(wait=False)
+            os.set_blocking(self._ours, False)
+
+    def _pour(self, rest: Rest, block: int, head: Callable[[int], bytes], timeout: float) -> None:
+        waiting = select.poll()
+        waiting.register(rest.socket, select.POLLIN)
+        # No event but the error that the engine's end is closed.
+        waiting.register(self._ours, 0)
+        with contextlib.suppress(BrokenPipeError):
+            while rest.left:
+                here = min(rest.left, block)
+                os.write(self._ours, head(here))
+                while here:
+                    try:
+                        moved = os.splice(rest.socket, self._ours, here)
+                    except BlockingIOError:
+                        if not waiting.poll(timeout * 1000):
+                            raise TimeoutError from None
+                    else:
+                        if not moved:
+                            raise EOFError
+                        here -= moved
+                        rest.left -= moved
+
+
+def _yield_to_others() -> None:
+    """Let the engine's threads keep their processors when a packet wakes this one."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def _ready(end: int, reading: bool) -> None:

@@ -237,22 +237,15 @@ class Body:
             self.done = rest.left > 0
             if not await pipe.write(*feed.frame(rest.come)):
                 return False
-            while rest.left:
-                block = min(rest.left, feed.BLOCK)
-                if not await pipe.write(feed.head(block)):
-                    return False
-                while block:
-                    try:
-                        moved = await pipe.move(rest.socket, block, self._timeout)
-                    except TimeoutError:
-                        raise self._late() from None
-                    except EOFError:
-                        raise Disconnected from None
-                    if not moved:
-                        return False
-                    block -= moved
-                    rest.left -= moved
-        return True
+            if not rest.left:
+                return True
+            try:
+                await pipe.pour(rest, feed.BLOCK, feed.head, self._timeout)
+            except TimeoutError:
+                raise self._late() from None
+            except (EOFError, ConnectionError):
+                raise Disconnected from None
+            return not rest.left
 
     async def gone(self) -> None:
         """Return when the client has gone away; only once the body is read."""

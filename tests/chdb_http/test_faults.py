@@ -258,6 +258,24 @@ def test_kill_query_by_the_clients_id(daemon: Daemon) -> None:
         assert slow.result().code == 394
 
 
+def test_kill_waits_for_no_turn(tmp_path: Path) -> None:
+    daemon, count = Daemon(tmp_path), 40
+    daemon.config.write_text(
+        json.dumps({**json.loads(daemon.config.read_text()), "writing_statements": 1})
+    )
+    daemon.start()
+    daemon.value("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a")
+    running = "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO t%'"
+    with ThreadPoolExecutor(count) as pool:
+        writes = [pool.submit(daemon.send, "INSERT INTO t SELECT sleep(3)") for _ in range(count)]
+        wait_for(daemon, f"SELECT ({running}) > 0", "1")
+        assert daemon.send("KILL QUERY WHERE query_id = 'nobody' SYNC").status == 200
+        begun = sum(write.done() for write in writes) + int(daemon.value(running))
+        assert daemon.stop(signal.SIGKILL) != 0
+    # All of them came before it.
+    assert 0 < begun < count / 2
+
+
 def test_a_session_is_locked_while_it_works(daemon: Daemon) -> None:
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(daemon.send, "SELECT sleep(1)", session_id="busy")
