@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import importlib.metadata
+import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -110,6 +111,11 @@ class Connection:
         """A statement's result as tab separated text. Raises EngineError."""
         return bytes(self.run(sql, "TabSeparatedRaw", params).bytes()).decode()
 
+    def pairs(self, sql: str) -> dict[str, str]:
+        """A result of two columns of text, by the first. Raises EngineError."""
+        rows = bytes(self.run(sql, "JSONCompactEachRow").bytes()).splitlines()
+        return dict(json.loads(row) for row in rows)
+
     def classify(self, sql: str) -> tuple[str, int]:
         """The class of a statement by the engine's parser, and how many statements there are."""
         answer = self._raw.classify_query(sql)
@@ -141,6 +147,10 @@ class Engine:
         # Tab separated: database, table and name of parts that could not be loaded.
         self.broken: list[str] = []
         self.timezone = "UTC"
+        # Settings of a fresh connection that are no defaults, as SQL.
+        self.settings: dict[str, str] = {}
+        # By the name of an output format.
+        self.content_types: dict[str, str] = {}
 
     def lock(self) -> None:
         """Take the data folder for this process. Raises StartError if another has it."""
@@ -206,6 +216,11 @@ class Engine:
                 " WHERE startsWith(reason, 'broken')"
             ).splitlines()
             self.version, self.timezone = keeper.text("SELECT version(), timezone()").split()
+            changed = keeper.pairs("SELECT name, value FROM system.settings WHERE changed")
+            self.settings = {name: quote(value) for name, value in changed.items()}
+            self.content_types = keeper.pairs(
+                "SELECT name, content_type FROM system.formats WHERE is_output"
+            )
         except EngineError as error:
             raise StartError(f"the engine did not open {config.data}: {error}") from error
         written_by.write_text(f"{installed}\n")
@@ -243,17 +258,14 @@ class Engine:
         finally:
             connection.close()
 
-    def query_id(self, thread_id: int) -> str | None:
-        """The engine's own id of what a thread runs."""
+    def running(self) -> dict[int, str]:
+        """The engine's own ids of what runs, by the threads of this process that run it."""
         connection = self.connect()
         try:
-            found = connection.text(
-                "SELECT query_id FROM system.processes WHERE has(thread_ids, {thread:UInt64})",
-                {"thread": str(thread_id)},
-            ).split()
+            found = connection.text("SELECT arrayJoin(thread_ids), query_id FROM system.processes")
         finally:
             connection.close()
-        return found[0] if found else None
+        return {int(thread): query for thread, query in map(str.split, found.splitlines())}
 
     def close(self) -> None:
         """Close the engine; merges stop and everything is on disk."""

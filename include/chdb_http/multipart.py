@@ -14,7 +14,7 @@ from pathlib import Path
 from chdb_http.codec import Decoder, decoded
 from chdb_http.engine import Connection
 from chdb_http.errors import ClickHouseError
-from chdb_http.sql import quote
+from chdb_http.sql import quote, tokens
 
 MAX_FORM = 64 << 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -42,6 +42,10 @@ class External:
             f" FORMAT {self.format}"
         )
 
+    def drop(self, connection: Connection) -> None:
+        """Remove its table: it was the statement's alone. Raises EngineError."""
+        connection.run(f"DROP TEMPORARY TABLE IF EXISTS {self.name}")
+
     def remove(self) -> None:
         """Delete the spooled file."""
         self.path.unlink(missing_ok=True)
@@ -62,8 +66,7 @@ class Form:
             structure = params.pop(f"{name}_structure", "")
             types = params.pop(f"{name}_types", "")
             if not structure and types:
-                parts = re.split(r",(?![^(]*\))", types)
-                structure = ", ".join(f"_{i} {t}" for i, t in enumerate(parts, 1))
+                structure = ", ".join(f"_{i} {t}" for i, t in enumerate(_split(types), 1))
             if not structure:
                 raise ClickHouseError(
                     36, "BAD_ARGUMENTS", f"Neither structure nor types given for table {name}"
@@ -71,6 +74,21 @@ class Form:
             if not _NAME.match(name) or not _NAME.match(external.format) or ";" in structure:
                 raise ClickHouseError(36, "BAD_ARGUMENTS", f"Bad external table {name}")
             external.structure = structure
+        for name in [name for name in params if name.endswith(("_format", "_structure", "_types"))]:
+            if name not in ("default_format",):
+                del params[name]
+
+
+def _split(types: str) -> list[str]:
+    """The types of a list, which may have commas in their parentheses."""
+    parts, depth = [""], 0
+    for item in tokens(types):
+        depth += (item.text == "(") - (item.text == ")")
+        if item.text == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += item.text + " "
+    return parts
 
 
 async def read_form(

@@ -92,23 +92,28 @@ class Pipe:
         # In a thread of its own: woken for each packet, the loop would cost more than the moving.
         thread = ThreadPoolExecutor(1, "body", _yield_to_others)
         os.set_blocking(self._ours, True)
+        stopped = os.eventfd(0)
         moving = asyncio.get_running_loop().run_in_executor(
-            thread, self._pour, rest, block, head, timeout
+            thread, self._pour, rest, block, head, timeout, stopped
         )
         try:
             await asyncio.shield(moving)
         except asyncio.CancelledError:
             # It would go on with the pipe's number when that is another file's.
-            self.close_theirs()
+            os.eventfd_write(stopped, 1)
             await asyncio.gather(moving, return_exceptions=True)
             raise
         finally:
             thread.shutdown(wait=False)
+            os.close(stopped)
             os.set_blocking(self._ours, False)
 
-    def _pour(self, rest: Rest, block: int, head: Callable[[int], bytes], timeout: float) -> None:
+    def _pour(
+        self, rest: Rest, block: int, head: Callable[[int], bytes], timeout: float, stopped: int
+    ) -> None:
         waiting = select.poll()
         waiting.register(rest.socket, select.POLLIN)
+        waiting.register(stopped, select.POLLIN)
         # No event but the error that the engine's end is closed.
         waiting.register(self._ours, 0)
         with contextlib.suppress(BrokenPipeError):
@@ -119,8 +124,11 @@ class Pipe:
                     try:
                         moved = os.splice(rest.socket, self._ours, here)
                     except BlockingIOError:
-                        if not waiting.poll(timeout * 1000):
+                        ready = waiting.poll(timeout * 1000)
+                        if not ready:
                             raise TimeoutError from None
+                        if (stopped, select.POLLIN) in ready:
+                            return
                     else:
                         if not moved:
                             raise EOFError

@@ -102,6 +102,9 @@ class HeaderProtocol(HttpToolsProtocol):
         if self._answering():
             # It came while the one before is still being answered.
             self._await_head()
+        elif self.cycle is not None and not self._head:
+            # Nothing of a next request, but perhaps of the rest of an answered one's body.
+            self.transport.close()
         else:
             self._refuse(408, "The request's headers did not come in time.")
 
@@ -118,6 +121,13 @@ class HeaderProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
+        self._take(data)
+        idle = self.cycle is not None and not self._answering()
+        if idle and self._waiting is None and self.timeout_keep_alive_task is None:
+            # Whoever sends the rest of a body that nobody reads has as long as for a head.
+            self._waiting = self.loop.call_later(self.receive_timeout, self._head_is_late)
+
+    def _take(self, data: bytes) -> None:
         if self._skip:
             self._unset_keepalive_if_required()
             skipped = min(self._skip, len(data))
@@ -182,6 +192,7 @@ class HeaderProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_message_complete(self) -> None:
+        self._head_came()
         self._head = 0
         super().on_message_complete()
 

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMappi
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 from urllib.parse import parse_qsl
 
@@ -44,7 +45,16 @@ from chdb_http.multipart import External, read_form
 from chdb_http.pipe import Pipe
 from chdb_http.protocol import BODY, EARLY_HEADER, Rest
 from chdb_http.session import Session, Sessions
-from chdb_http.sql import Insert, Statement, find_insert, names, quote, read_statement, tokens
+from chdb_http.sql import (
+    Insert,
+    Statement,
+    ends_early,
+    find_insert,
+    names,
+    quote,
+    read_statement,
+    tokens,
+)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -59,37 +69,18 @@ ANSWER_PATIENCE = 0.1
 MAX_PREFIX = 1 << 20
 SOCKET_TIMEOUT = 209
 MAX_QUERY = 64 << 20
+_KILL_SECONDS = 0.2
 
 _NOT_SETTINGS = names(
-    """query database default_format session_id session_timeout session_check close_session
+    """query readonly database default_format session_id session_timeout session_check close_session
     query_id user password compress decompress quota_key wait_end_of_query buffer_size role
     stacktrace client_protocol_version add_http_cors_header max_result_bytes_in_header
     enable_http_compression http_zlib_compression_level send_progress_in_http_headers
     http_headers_progress_interval_ms"""
 )
+_BUFFER_SIZES = ("buffer_size", "http_response_buffer_size")
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_CONTENT_TYPES = {
-    "JSON": "application/json; charset=UTF-8",
-    "JSONCompact": "application/json; charset=UTF-8",
-    "JSONStrings": "application/json; charset=UTF-8",
-    "JSONColumns": "application/json; charset=UTF-8",
-    "JSONEachRow": "application/x-ndjson; charset=UTF-8",
-    "CSV": "text/csv; charset=UTF-8; header=absent",
-    "CSVWithNames": "text/csv; charset=UTF-8; header=present",
-    "XML": "application/xml; charset=UTF-8",
-    "Native": "application/octet-stream",
-    "RowBinary": "application/octet-stream",
-    "RowBinaryWithNames": "application/octet-stream",
-    "RowBinaryWithNamesAndTypes": "application/octet-stream",
-    "Parquet": "application/octet-stream",
-    "Arrow": "application/octet-stream",
-    "ArrowStream": "application/octet-stream",
-    "ORC": "application/octet-stream",
-    "TabSeparated": "text/tab-separated-values; charset=UTF-8",
-    "TabSeparatedWithNames": "text/tab-separated-values; charset=UTF-8",
-    "TabSeparatedWithNamesAndTypes": "text/tab-separated-values; charset=UTF-8",
-}
 
 
 class Disconnected(Exception):
@@ -106,6 +97,7 @@ class Request:
     headers: dict[str, str]
     user: User
     query_id: str
+    version: str = "1.1"
     started: float = field(default_factory=time.monotonic)
 
     def flag(self, name: str) -> bool:
@@ -127,6 +119,12 @@ class Request:
         }
 
     @property
+    def read_only(self) -> str:
+        """The level of ``readonly``, if any: a GET does not write."""
+        level = self.params.get("readonly", "0")
+        return level if level != "0" else "2" if self.method in ("GET", "HEAD") else ""
+
+    @property
     def database(self) -> str:
         """The database the request names, if any."""
         return self.params.get("database") or self.headers.get("x-clickhouse-database", "")
@@ -134,7 +132,12 @@ class Request:
     @property
     def bound(self) -> dict[str, str]:
         """The query parameters of this request."""
-        return {n[6:]: v for n, v in self.params.items() if n.startswith("param_")}
+        # A value is read as a tab separated field, with its escapes.
+        return {
+            name[6:]: value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            for name, value in self.params.items()
+            if name.startswith("param_")
+        }
 
 
 @dataclass
@@ -152,6 +155,11 @@ class Plan:
     values: bytes | None = None
     externals: list[External] = field(default_factory=list)
 
+    @property
+    def word(self) -> str:
+        """The statement's first word."""
+        return self.statement.word if self.statement else "INSERT"
+
 
 class Run:
     """A statement in a worker thread, and the means to stop it."""
@@ -161,6 +169,9 @@ class Run:
         self._thread: int | None = None
         self._stopped = False
         self._mutex = threading.Lock()
+        # Ends the feeding of its rows after so many seconds: the engine waits for them even when
+        # it is cancelled.
+        self.stop_feeding: Callable[[float], object] = lambda _: None
 
     def begin(self) -> None:
         """Called by the thread that runs it. Raises ClickHouseError if it was stopped before."""
@@ -180,11 +191,13 @@ class Run:
             self._stopped = True
             if self._thread is not None:
                 engine.kill(self._thread)
+        self.stop_feeding(0)
 
-    def engine_id(self, engine: Engine) -> str | None:
-        """The engine's own id of it, while it runs."""
+    @property
+    def thread(self) -> int | None:
+        """The thread that runs it, if it runs."""
         with self._mutex:
-            return engine.query_id(self._thread) if self._thread is not None else None
+            return self._thread
 
 
 class Body:
@@ -266,7 +279,9 @@ class Answer:
         self._held: IO[bytes] | None = None
         self.size = 0
         self.started = False
-        self.format = "TabSeparated"
+        # None, if the statement has no result.
+        self.format = ""
+        self.timezone = app.engine.timezone
         self._tag = "".join(secrets.choice(string.ascii_lowercase) for _ in range(16))
         self._encoder: Encoder | None = None
         if request.flag("enable_http_compression"):
@@ -276,7 +291,19 @@ class Answer:
             )
         if request.flag("compress"):
             self._encoder = BlockEncoder(self._encoder)
-        self.patient = request.flag("wait_end_of_query")
+        # Before HTTP/1.1 an answer's size stands before it.
+        self._sized = request.version == "1.0" and self._encoder is None
+        self.patient = (
+            self._sized
+            or request.flag("wait_end_of_query")
+            or request.flag("http_wait_end_of_query")
+        )
+        # How much is held at most, and whether that is held however long it takes.
+        given = max(
+            request.number(name, 0) for name in ("buffer_size", "http_response_buffer_size")
+        )
+        self.room, self.unhurried = max(given, ANSWER_BUFFER), self.patient or given > 0
+        self.closing = False
         self._figures: Mapping[str, int] = {}
         self._early = early if request.flag("send_progress_in_http_headers") else None
         self._interval = request.number("http_headers_progress_interval_ms", 100) / 1000
@@ -288,7 +315,7 @@ class Answer:
             ("X-ClickHouse-Summary", _summary(figures, self._request.started)),
             ("X-ClickHouse-Query-Id", self._request.query_id),
             ("X-ClickHouse-Server-Display-Name", self._app.display_name),
-            ("X-ClickHouse-Timezone", self._app.engine.timezone),
+            ("X-ClickHouse-Timezone", self.timezone),
             ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
         ]
 
@@ -305,11 +332,11 @@ class Answer:
         )
 
     async def _begin(self, figures: Mapping[str, int], *more: tuple[str, str]) -> None:
-        kind = _CONTENT_TYPES.get(self.format, "text/plain; charset=UTF-8")
+        kind = self._app.engine.content_types.get(self.format, "text/plain; charset=UTF-8")
         headers = [
             *self._headers(figures),
             ("Content-Type", kind),
-            ("X-ClickHouse-Format", self.format),
+            *([("X-ClickHouse-Format", self.format)] if self.format else []),
             ("X-ClickHouse-Exception-Tag", self._tag),
             *more,
         ]
@@ -362,7 +389,7 @@ class Answer:
             await self._body(data)
             return
         if self._held is None:
-            limit = ANSWER_BUFFER if self.patient else 0
+            limit = ANSWER_BUFFER if self.unhurried else 0
             # Closed when it is sent or discarded.
             self._held = tempfile.SpooledTemporaryFile(  # noqa: SIM115
                 limit, dir=str(self._app.config.tmp)
@@ -373,7 +400,7 @@ class Answer:
             raise ClickHouseError(
                 243, "NOT_ENOUGH_SPACE", f"Cannot hold the answer back: {error.strerror}"
             ) from error
-        if self.size >= ANSWER_BUFFER and not self.patient:
+        if self.size >= self.room and not self.patient:
             await self.flush()
 
     async def flush(self) -> None:
@@ -385,7 +412,8 @@ class Answer:
     async def finish(self, figures: Mapping[str, int]) -> None:
         """The statement has ended well."""
         if not self.started:
-            await self._begin(figures)
+            sized = [("Content-Length", str(self.size))] if self._sized else []
+            await self._begin(figures, *sized)
         await self._release()
         out = self._encoder.finish() if self._encoder else b""
         await self._send({"type": "http.response.body", "body": out, "more_body": False})
@@ -397,6 +425,7 @@ class Answer:
         regular end, as the server does.
         """
         self.discard()
+        self.closing |= error.code == SOCKET_TIMEOUT
         text = error.text
         if "(version " not in text:
             text += f" (version {self._app.engine.version} (chDB))"
@@ -415,7 +444,11 @@ class Answer:
                     code,
                     ("Content-Length", str(len(body))),
                     # The rest of a body that does not come is not waited for.
-                    *([("Connection", "close")] if error.code == SOCKET_TIMEOUT else []),
+                    *(
+                        [("Connection", "close")]
+                        if error.code == SOCKET_TIMEOUT or self.closing
+                        else []
+                    ),
                 ],
             )
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
@@ -505,6 +538,8 @@ class App:
         self.display_name = socket.gethostname()
         self.workers = ThreadPoolExecutor(config.max_workers, "statement")
         self.helpers = ThreadPoolExecutor(4, "helper")
+        # For what may not wait until a worker is free.
+        self.killers = ThreadPoolExecutor(2, "kill")
         self.runs: dict[int, Run] = {}
         self.stopping = False
 
@@ -528,6 +563,9 @@ class App:
         if method not in ("GET", "POST", "HEAD"):
             await _plain(send, 501, b"Only GET, HEAD and POST are available.\n")
             return
+        if method != "POST" and path == "/" and not scope["query_string"]:
+            await _plain(send, 200, b"Ok.\n")
+            return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         params = dict(
             parse_qsl(
@@ -536,20 +574,32 @@ class App:
                 errors="surrogateescape",
             )
         )
-        query_id = params.get("query_id") or str(uuid.uuid4())
+        query_id = params.get("query_id") or headers.get("x-clickhouse-query-id", "")
         nobody = User("", b"", True)
-        request = Request(method, path, params, headers, nobody, query_id)
+        request = Request(
+            method, path, params, headers, nobody, query_id or str(uuid.uuid4()),
+            scope["http_version"],
+        )  # fmt: skip
         early = scope.get("extensions", {}).get(EARLY_HEADER)
         answer = Answer(self, request, send, early["send"] if early else None)
         taken = scope.get("extensions", {}).get(BODY)
         body = Body(receive, self.config.receive_timeout, taken["rest"] if taken else None)
         try:
             request.user = self._authenticate(request)
+            if method == "POST" and not headers.keys() & {"content-length", "transfer-encoding"}:
+                raise ClickHouseError(
+                    381,
+                    "HTTP_LENGTH_REQUIRED",
+                    "The Transfer-Encoding is not chunked and there is no Content-Length header for"
+                    " POST request",
+                )
             if method in ("GET", "HEAD") and not params.get("query"):
                 await _plain(send, 200, b"Ok.\n")
                 return
             await self._serve(request, body, answer)
         except ClickHouseError as error:
+            # Who waits for a word before the body will not send it now.
+            answer.closing = "expect" in headers and not body.done
             await answer.fail(error)
         except Disconnected:
             if answer.started:
@@ -570,7 +620,16 @@ class App:
     def _authenticate(self, request: Request) -> User:
         name, password = "default", ""
         headers = request.headers
-        if "x-clickhouse-user" in headers or "x-clickhouse-key" in headers:
+        in_headers = bool(headers.keys() & {"x-clickhouse-user", "x-clickhouse-key"})
+        in_params = bool(request.params.keys() & {"user", "password"})
+        if in_headers + in_params + ("authorization" in headers) > 1:
+            raise ClickHouseError(
+                516,
+                "AUTHENTICATION_FAILED",
+                "Invalid authentication: a name or password may stand in X-ClickHouse headers, in"
+                " Authorization or in the parameters, in one of them",
+            )
+        if in_headers:
             name = headers.get("x-clickhouse-user", name)
             password = headers.get("x-clickhouse-key", "")
         elif headers.get("authorization", "").lower().startswith("basic "):
@@ -579,7 +638,7 @@ class App:
             except (binascii.Error, UnicodeDecodeError):
                 pair = ""
             name, _, password = pair.partition(":")
-        elif "user" in request.params or "password" in request.params:
+        elif in_params:
             name = request.params.get("user", name)
             password = request.params.get("password", "")
         user = self.config.users.get(name)
@@ -640,27 +699,38 @@ class App:
                         161, "QUERY_IS_TOO_LARGE", f"The query is larger than {MAX_QUERY} bytes"
                     )
         decode.finish()
-        return _planned(_text(text))
+        return _planned(text.decode("utf-8", "surrogateescape"))
 
     async def _serve(self, request: Request, body: Body, answer: Answer) -> None:
         if self.stopping:
             raise ClickHouseError(210, "NETWORK_ERROR", "The endpoint is shutting down")
         plan = await self._plan(request, body)
         await _hold_values(plan, body)
-        if plan.statement is not None and plan.statement.word == "KILL":
-            await self._answer(request, plan, body, answer)
-            return
-        reads = plan.statement is not None and plan.statement.rows
-        async with self.lanes.turn(plan.text, reads) as cost:
-            cost.figures = await self._answer(request, plan, body, answer)
-            cost.size = answer.size
-
-    async def _answer(
-        self, request: Request, plan: Plan, body: Body, answer: Answer
-    ) -> Mapping[str, int]:
-        """Run a plan and answer with its outcome; its figures."""
+        if any(run.query_id == request.query_id for run in self.runs.values()):
+            raise ClickHouseError(
+                216,
+                "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
+                f"Query with id = {request.query_id} is already running.",
+            )
         run = Run(request.query_id)
         self.runs[id(run)] = run
+        try:
+            if plan.statement is not None and plan.statement.word == "KILL":
+                await self._answer(request, plan, body, answer, run)
+                return
+            reads = plan.statement is not None and plan.statement.rows
+            async with self.lanes.turn(plan.text, reads) as cost:
+                cost.figures = await self._answer(request, plan, body, answer, run)
+                cost.size = answer.size
+        finally:
+            del self.runs[id(run)]
+            for external in plan.externals:
+                external.remove()
+
+    async def _answer(
+        self, request: Request, plan: Plan, body: Body, answer: Answer, run: Run
+    ) -> Mapping[str, int]:
+        """Run a plan and answer with its outcome; its figures."""
         entrance = Pipe(engine_reads=True) if plan.feed else None
         exit_ = Pipe(engine_reads=False)
         loop = asyncio.get_running_loop()
@@ -671,20 +741,33 @@ class App:
                 loop.call_soon_threadsafe(answer.progress, figures)
 
             job = Job(request, plan, run, answer, report, entrance, exit_)
-            work = loop.run_in_executor(self.workers, self._work, job)
+            kills = plan.statement is not None and plan.statement.word == "KILL"
+            threads = self.killers if kills else self.workers
+            work = loop.run_in_executor(threads, self._work, job)
             work.add_done_callback(lambda _: exit_.close_theirs())
             pump: asyncio.Task[ClickHouseError | None] | None = None
             if entrance is not None:
                 pump = asyncio.create_task(self._pump(plan, body, entrance))
                 tasks.append(pump)
+                feeding = pump
+
+                def stop_feeding(seconds: float) -> None:
+                    later = partial(loop.call_later, seconds, feeding.cancel)
+                    loop.call_soon_threadsafe(later)
+
+                run.stop_feeding = stop_feeding
             watch = asyncio.create_task(self._watch(body, pump, plan, run, exit_))
             tasks.append(watch)
             figures, error = await self._collect(work, exit_, answer, run)
             if entrance is not None:
                 entrance.close_theirs()
             if pump is not None:
-                cause = await pump
-                error = cause or error if error or cause else None
+                if error is not None and not pump.done():
+                    # It wants no more rows, so what comes of them is not its reason.
+                    pump.cancel()
+                    await asyncio.wait({pump})
+                else:
+                    error = await pump or error
             if error is not None:
                 await answer.fail(error)
             else:
@@ -694,12 +777,10 @@ class App:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            run.stop_feeding = lambda _: None
             if entrance is not None:
                 entrance.close()
             exit_.close()
-            del self.runs[id(run)]
-            for external in plan.externals:
-                external.remove()
 
     async def _collect(
         self, work: asyncio.Future[Any], exit_: Pipe, answer: Answer, run: Run
@@ -713,7 +794,7 @@ class App:
                 patience = ANSWER_PATIENCE if answer.size and not answer.started else None
                 done, _ = await asyncio.wait({reading}, timeout=patience)
                 if not done:
-                    if not answer.patient:
+                    if not answer.unhurried:
                         await answer.flush()
                         patience = None
                     else:
@@ -784,6 +865,8 @@ class App:
             failure = ClickHouseError(
                 210, "NETWORK_ERROR", "The client went away before the end of its body"
             )
+        except asyncio.CancelledError:
+            failure = ClickHouseError(394, "QUERY_WAS_CANCELLED", "Query was cancelled")
         except ClickHouseError as error:
             failure = error
         finally:
@@ -814,6 +897,7 @@ class App:
         request, plan, params = job.request, job.plan, job.request.params
         name = params.get("session_id", "")
         session: Session | None = None
+        zone = ""
         for setting in request.settings:
             if not _SETTING_NAME.match(setting):
                 raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting {setting!r}")
@@ -821,8 +905,11 @@ class App:
         # A statement that only reads, without settings, leaves its connection as it was.
         plain = plan.statement is not None and plan.statement.rows and not plan.externals
         shared = plain and not request.settings and request.database in ("", "default")
+        shared = shared and not request.params.get("readonly")
         pool = self._pools[reader] if shared and (reader or not name) else None
         self.guard.check_settings(request.settings, reader)
+        if level := request.params.get("readonly"):
+            self.guard.check_settings({"readonly": level}, reader)
         if name and not reader:
             session = self.sessions.acquire(
                 request.user.name, name, self._timeout(params), request.flag("session_check")
@@ -833,15 +920,20 @@ class App:
         else:
             connection = self.engine.connect()
         try:
-            word = plan.statement.word if plan.statement else "INSERT"
             given = request.settings
+            if plan.values is not None and ends_early(plan.values.decode("latin-1")):
+                raise ClickHouseError(
+                    62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)"
+                )
             if plan.values is not None and self.guard.check_values(plan.values):
                 given = given | dict.fromkeys(VALUES_SETTINGS, "1")
             if session is not None:
-                session.lay({} if word == "SET" else given)
+                session.lay({} if plan.word == "SET" else given)
+                zone = _literal(session.own.get("session_timezone", ""))
             elif pool is None:
                 connection.set(given)
-            done = self._execute(job, connection, pool is not None)
+            job.answer.timezone = given.get("session_timezone") or zone or self.engine.timezone
+            done = self._execute(job, connection, pool is not None, session)
             if pool is not None:
                 pool.give(connection)
                 kept = True
@@ -868,16 +960,13 @@ class App:
         return float(text)
 
     def _execute(
-        self, job: Job, connection: Connection, pooled: bool
+        self, job: Job, connection: Connection, pooled: bool, session: Session | None
     ) -> tuple[Mapping[str, int], bytes]:
         request, plan, answer = job.request, job.plan, job.answer
-        database = "" if pooled else request.database
-        previous = None
-        if database:
-            if request.params.get("session_id"):
-                previous = connection.text("SELECT currentDatabase()").rstrip("\n")
-            if previous != database:
-                connection.run(f"USE `{database.replace(chr(92), chr(92) * 2).replace('`', '``')}`")
+        before = session.database if session else "default"
+        moved = not pooled and request.database not in ("", before)
+        if moved:
+            connection.run(f"USE {_identifier(request.database)}")
         try:
             for external in plan.externals:
                 self.guard.check_owner(external.definition, {})
@@ -886,22 +975,41 @@ class App:
                 self._read_only(request, plan, connection, pooled)
             else:
                 self.guard.check_owner(plan.text, request.bound)
+            if request.read_only and session is not None:
+                # SET could not be taken back.
+                self._only_read(plan, connection, request.read_only)
+            elif request.read_only and not pooled and not request.user.read_only:
+                connection.set({"readonly": request.read_only})
             answer.format = request.params.get("default_format") or request.headers.get(
                 "x-clickhouse-format", "TabSeparated"
             )
             if not _IDENTIFIER.match(answer.format):
                 raise ClickHouseError(73, "UNKNOWN_FORMAT", f"Unknown format {answer.format}")
-            if plan.statement is not None and plan.statement.word == "KILL":
-                plan.statement = read_statement(self._real_ids(plan.statement.text))
+            if plan.statement is not None and plan.word == "KILL":
+                plan.statement = read_statement(self._kill(plan.statement.text, request.bound))
             job.run.begin()
             try:
-                return self._run(job, connection)
+                done = self._run(job, connection)
             finally:
                 job.run.end()
+            if session is not None and plan.word in ("SET", "USE"):
+                session.learn(plan.text, request.bound)
+                moved = moved and plan.word == "SET"
+            return done
         finally:
-            if previous is not None and previous != database:
+            if session is not None:
                 with contextlib.suppress(EngineError):
-                    connection.run(f"USE `{previous}`")
+                    for external in plan.externals:
+                        external.drop(connection)
+                    if moved:
+                        connection.run(f"USE {_identifier(before)}")
+
+    def _only_read(self, plan: Plan, connection: Connection, level: str) -> None:
+        """Raises ClickHouseError 164 for what ``readonly`` of that level does not let pass."""
+        kind, _ = connection.classify(plan.text) if plan.insert is None else ("MUTATING", 1)
+        words = names("SET USE KILL CREATE DROP") if level == "2" else names("USE KILL")
+        if kind != "READ_ONLY" and not (kind == "CONTROL" and plan.word in words):
+            raise ClickHouseError(164, "READONLY", "Cannot execute query in readonly mode.")
 
     def _run(self, job: Job, connection: Connection) -> tuple[Mapping[str, int], bytes]:
         plan, answer, bound = job.plan, job.answer, job.request.bound
@@ -920,6 +1028,7 @@ class App:
                 assert plan.feed is not None
                 sql = _insert_sql(plan.text, plan.insert, job.entrance.path, plan.feed.compression)
                 result = connection.run(sql, params=bound)
+                answer.format = ""
             else:
                 statement = plan.statement
                 assert statement is not None
@@ -936,6 +1045,8 @@ class App:
                 else:
                     result = connection.run(statement.text, answer.format, bound)
                     said = bytes(result.bytes())
+                    if not said:
+                        answer.format = ""
             return _figures(result, seen), said
         finally:
             connection.watch(None)
@@ -951,14 +1062,28 @@ class App:
         if reads and not pooled:
             connection.run("SET readonly = 1")
 
-    def _real_ids(self, text: str) -> str:
-        """A KILL statement with clients' query ids replaced by the engine's."""
-        known = {quote(run.query_id): run for run in list(self.runs.values())}
-        for item in reversed(list(tokens(text))):
-            if item.kind == "string" and (run := known.get(item.text)):
-                engine_id = run.engine_id(self.engine)
-                if engine_id:
-                    text = text[: item.start] + quote(engine_id) + text[item.end :]
+    def _kill(self, text: str, bound: Mapping[str, str]) -> str:
+        """A KILL statement by the clients' query ids, which the engine does not know.
+
+        Stops those that it names and that wait for their turn, or for rows.
+        """
+        items = list(tokens(text))
+        named = {_literal(item.text) for item in items if item.kind == "string"} | {*bound.values()}
+        running, known = self.engine.running(), {}
+        for run in list(self.runs.values()):
+            engine_id = running.get(run.thread or 0)
+            if engine_id is not None:
+                known[engine_id] = run.query_id
+            if run.query_id in named and engine_id is None:
+                run.stop(self.engine)
+            elif run.query_id in named:
+                # Not before the statement has found it.
+                run.stop_feeding(_KILL_SECONDS)
+        ids, theirs = (", ".join(map(quote, own)) for own in (known, known.values()))
+        for item in reversed(items if known else []):
+            if item.word.lower() == "query_id":
+                call = f"transform(query_id, [{ids}], [{theirs}], query_id)"
+                text = text[: item.start] + call + text[item.end :]
         return text
 
     async def tend(self) -> None:
@@ -977,6 +1102,7 @@ class App:
         self.stopping = True
         self.workers.shutdown(wait=True)
         self.helpers.shutdown(wait=True)
+        self.killers.shutdown(wait=True)
         self.sessions.close()
         self.guard.close()
         for pool in self._pools.values():
@@ -1012,8 +1138,29 @@ def _planned(query: str) -> Plan:
     if insert := find_insert(raw.decode("latin-1")):
         feed = StoredFeed(PlainDecoder())
         return Plan(_text(raw[: insert.data]), insert=insert, feed=feed, head=raw[insert.data :])
-    text = _text(raw)
+    text = _escaped(raw)
     return Plan(text, statement=read_statement(text))
+
+
+def _escaped(raw: bytes) -> str:
+    """A statement whose strings may hold any bytes, as text: the engine takes no other."""
+    if _is_text(raw):
+        return raw.decode()
+    parts, at = [], 0
+    for item in tokens(raw.decode("latin-1")):
+        if item.kind == "string":
+            parts += [_text(raw[at : item.start])]
+            parts += [raw[item.start : item.end].decode("utf-8", "backslashreplace")]
+            at = item.end
+    return "".join((*parts, _text(raw[at:])))
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _insert_sql(text: str, insert: Insert, path: str, compression: str) -> str:
@@ -1046,3 +1193,12 @@ async def _plain(send: Send, status: int, body: bytes) -> None:
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+def _identifier(name: str) -> str:
+    return "`" + name.replace("\\", "\\\\").replace("`", "``") + "`"
+
+
+def _literal(text: str) -> str:
+    """What a string literal stands for."""
+    return re.sub(r"\\(.)", r"\1", text[1:-1].replace("''", "'"), flags=re.S)

@@ -2,51 +2,85 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chdb_http.engine import Connection, Engine
 from chdb_http.errors import ClickHouseError
+from chdb_http.sql import Token, quote, tokens
 
 
 @dataclass
 class Session:
-    """One session's connection and the settings its current request lays over it."""
+    """One session's connection, what it has set, and the settings its last request laid over it.
+
+    Nothing is asked of the connection: the client's settings would rule the answer.
+    """
 
     key: tuple[str, str]
     connection: Connection
     timeout: float
+    #: The settings of a fresh connection that are no defaults, as SQL.
+    first: Mapping[str, str]
     busy: bool = True
     expires: float = 0.0
-    overlay: dict[str, str | None] = field(default_factory=dict)
-    current: dict[str, str] = field(default_factory=dict)
+    database: str = "default"
+    own: dict[str, str] = field(default_factory=dict)
+    laid: dict[str, str | None] = field(default_factory=dict)
 
     def lay(self, settings: Mapping[str, str]) -> None:
         """Make a request's settings hold, taking the last request's back. Raises EngineError."""
-        if self.current == settings:
+        if self.laid == settings:
             return
-        restore = {name: value for name, value in self.overlay.items() if name not in settings}
-        fresh = [name for name in settings if name not in self.overlay]
-        if fresh:
-            wanted = ",".join(f"'{name}'" for name in fresh)
-            rows = self.connection.text(
-                "SELECT name, changed, value FROM system.settings"
-                " WHERE has({wanted:Array(String)}, name) FORMAT TabSeparated",
-                {"wanted": f"[{wanted}]"},
-            )
-            for row in rows.splitlines():
-                name, changed, value = row.split("\t")
-                self.overlay[name] = _unescape(value) if changed == "1" else None
-        self.connection.set({**restore, **settings})
-        for name in restore:
-            del self.overlay[name]
-        self.current = dict(settings)
+        changes = {name: self._before(name) for name in self.laid} | {
+            name: quote(value) for name, value in settings.items()
+        }
+        # If it is refused halfway, the next request takes all of it back.
+        self.laid = dict.fromkeys(changes)
+        self.connection.run(f"SET {', '.join(f'{n} = {value}' for n, value in changes.items())}")
+        self.laid = dict(settings)
+
+    def _before(self, name: str) -> str:
+        return self.own.get(name) or self.first.get(name, "DEFAULT")
+
+    def learn(self, text: str, bound: Mapping[str, str]) -> None:
+        """Remember what a SET or USE of the client's has changed."""
+        items = [item for item in tokens(text) if item.text != ";"]
+        word = items[0].word
+        if word == "USE":
+            name = items[-1].text
+            self.database = bound.get(items[2].text, "") if name == "}" else _unquoted(name)
+        elif word == "SET" and [item.word for item in items[1:3]] == ["TIME", "ZONE"]:
+            self.own["session_timezone"] = items[-1].text
+        elif word == "SET":
+            for change in _split(items[1:]):
+                value = text[change[2].start : change[-1].end] if len(change) > 2 else "1"
+                self.own[_unquoted(change[0].text)] = value
 
 
-def _unescape(text: str) -> str:
-    return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+def _split(items: Sequence[Token]) -> Iterator[list[Token]]:
+    """The parts of a list between its commas."""
+    depth = 0
+    part: list[Token] = []
+    for item in items:
+        if item.kind == "punct":
+            depth += (item.text in "([{") - (item.text in ")]}")
+        if item.text == "," and not depth:
+            yield part
+            part = []
+        else:
+            part.append(item)
+    if part:
+        yield part
+
+
+def _unquoted(name: str) -> str:
+    if name[:1] not in '`"':
+        return name
+    return re.sub(r"\\(.)", r"\1", name[1:-1].replace(name[0] * 2, name[0]))
 
 
 class Sessions:
@@ -75,7 +109,7 @@ class Sessions:
                 return session
             if check:
                 raise ClickHouseError(372, "SESSION_NOT_FOUND", f"Session {name} not found")
-            session = Session(key, self._engine.connect(), timeout)
+            session = Session(key, self._engine.connect(), timeout, self._engine.settings)
             self._open[key] = session
             return session
 

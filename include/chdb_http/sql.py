@@ -185,6 +185,14 @@ def _expects_name(previous: Token) -> bool:
     return previous.word in _EXPECTS_NAME
 
 
+def ends_early(rows: str) -> bool:
+    """Does something stand behind the semicolon that ends the rows of INSERT … VALUES?"""
+    if ";" not in rows.rstrip("; \t\r\n"):
+        return False
+    items = tokens(rows)
+    return any(item.text == ";" for item in items) and any(item.text != ";" for item in items)
+
+
 @dataclass(frozen=True)
 class Statement:
     """A statement without data: where its output's clauses stand and whether it gives rows."""

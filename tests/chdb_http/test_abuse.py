@@ -327,3 +327,35 @@ def test_a_compression_bomb_costs_no_memory(daemon: Daemon, encoding: str, kind:
     assert (reply.status == 200) == (kind == "rows"), reply.body[:300]
     assert resident(daemon, "VmHWM") - before < 300
     assert daemon.value("SELECT 1") == "1"
+
+
+@pytest.mark.parametrize("more", [b"1", b"\r\n"])
+@pytest.mark.parametrize("login", [b"", LOGIN])
+def test_the_rest_of_an_answered_request_is_not_waited_for(
+    strict: Daemon, login: bytes, more: bytes
+) -> None:
+    head = b"POST /?query=INSERT+INTO+nope+FORMAT+TSV HTTP/1.1\r\nHost: x\r\n" + login
+    with connect(strict) as connection:
+        connection.sendall(head + b"Content-Length: 100000\r\n\r\n1\n")
+        begun = time.monotonic()
+        connection.settimeout(0.2)
+        found = b""
+        while time.monotonic() < begun + 20:
+            with contextlib.suppress(TimeoutError):
+                piece = connection.recv(65536)
+                found += piece
+                if not piece:
+                    break
+            with contextlib.suppress(OSError):
+                connection.sendall(more)
+    assert time.monotonic() < begun + 20
+    assert found.startswith(b"HTTP/1.1 404 " if login else b"HTTP/1.1 403 ")
+
+
+def test_who_asks_before_the_body_and_is_refused_is_told_to_go(daemon: Daemon) -> None:
+    head = b"POST /?query=SELECT+1 HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+    with connect(daemon) as connection:
+        connection.sendall(head + b"Content-Length: 100\r\n\r\n")
+        answer = answers(connection)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"connection: close\r\n" in answer.lower()

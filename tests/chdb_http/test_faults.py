@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import json
@@ -15,6 +16,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -276,6 +278,65 @@ def test_kill_waits_for_no_turn(tmp_path: Path) -> None:
     assert 0 < begun < count / 2
 
 
+def test_kill_finds_by_parameter_and_pattern(daemon: Daemon) -> None:
+    query = "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)"
+    running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sum(sipHash64%'"
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("query_id = {id:String}", {"param_id": "it's me"}),
+        ("query_id LIKE 'it%'", {}),
+        ("query_id IN ('a', 'it\\'s me')", {}),
+    ]
+    for where, bound in asked:
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(daemon.send, query, query_id="it's me")
+            wait_for(daemon, running, "1")
+            assert daemon.send("SELECT 1", query_id="it's me").code == 216
+            killed = daemon.send(f"KILL QUERY WHERE {where} SYNC", None, **bound)
+            assert killed.body, where
+            assert slow.result().code == 394
+
+
+def test_kill_reaches_what_waits_for_its_turn_or_its_client(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    own = {"long_statements": 1, "max_workers": 2, "stop_timeout": 1}
+    daemon.config.write_text(json.dumps({**json.loads(daemon.config.read_text()), **own}))
+    daemon.start()
+    daemon.value("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a")
+    query = "SELECT count() FROM numbers(300000) WHERE sleepEachRow(0.00001) = 0"
+    assert daemon.send(query).status == 200
+    running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT count() FROM numbers%'"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(daemon.send, query, query_id="runs")
+        wait_for(daemon, running, "1")
+        second = pool.submit(daemon.send, query, query_id="waits")
+        while not first.done():
+            assert daemon.send("KILL QUERY WHERE query_id = 'waits' ASYNC").status == 200
+        assert first.result().status == 200
+        assert second.result().code == 394
+    # All workers wait for clients that send no more.
+    stalled = []
+    for number in range(2):
+        connection = socket.create_connection(("127.0.0.1", daemon.port), timeout=20)
+        connection.sendall(
+            f"POST /?query=INSERT+INTO+t+FORMAT+TSV&query_id=s{number} HTTP/1.1\r\n"
+            f"Host: x\r\nAuthorization: {TOKEN['Authorization']}\r\n"
+            "Content-Length: 9999999\r\n\r\n1\n".encode()
+        )
+        stalled.append(connection)
+    answer, deadline = b"", time.monotonic() + 20
+    stalled[0].settimeout(0.3)
+    while not answer:
+        assert time.monotonic() < deadline
+        assert daemon.send("KILL QUERY WHERE query_id = 's0' ASYNC").status == 200
+        with contextlib.suppress(TimeoutError):
+            answer = stalled[0].recv(65536)
+    assert b"QUERY_WAS_CANCELLED" in answer
+    # A graceful stop does not wait for the other for ever.
+    assert daemon.stop() == 0
+    for connection in stalled:
+        connection.close()
+
+
 def test_a_session_is_locked_while_it_works(daemon: Daemon) -> None:
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(daemon.send, "SELECT sleep(1)", session_id="busy")
@@ -350,7 +411,7 @@ def test_memory_stays_bounded_while_streaming(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200000 + b"\r\n\r\n",
+        b"GET /?query=SELECT+1 HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200000 + b"\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import http.client
 import json
+import socket
 import zlib
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,6 +15,8 @@ from urllib.parse import urlencode
 import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
+from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.external import ExternalData
 
 from chdb_http.testing import OWNER, Daemon
 
@@ -340,3 +344,177 @@ def test_multipart_external_data(daemon: Daemon) -> None:
     )
     assert reply.body == b"2\t3\n"
     assert daemon.send("SELECT * FROM e").code == 60
+
+
+def test_external_data_is_its_statements_alone(daemon: Daemon) -> None:
+    client = daemon.client()
+    data = ExternalData(
+        file_name="ex", fmt="CSV", structure="a Map(String, Int32)", data=b"{'x':1}"
+    )
+    for _ in range(2):
+        assert client.query("SELECT * FROM ex", external_data=data).result_rows == [({"x": 1},)]
+    with pytest.raises(DatabaseError, match="UNKNOWN_TABLE"):
+        client.query("SELECT * FROM ex")
+    client.close()
+    types = ExternalData(
+        file_name="t", fmt="TSV", types="Map(String,Array(Int8)),Int8", data=b"{}\t1"
+    )
+    assert daemon.client().query("SELECT * FROM t", external_data=types).result_rows == [({}, 1)]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"readonly": 1},
+        {"readonly": 2},
+        {"extremes": 1},
+        {"limit": 1, "offset": 7},
+        {"max_result_rows": 1},
+        {"max_execution_time": 0.0001},
+        {"max_rows_to_read": 1},
+    ],
+)
+def test_a_requests_settings_rule_that_request_alone(daemon: Daemon, first: dict[str, Any]) -> None:
+    one: dict[str, Any] = {"session_id": f"laid-{first}"}
+    threads = "SELECT getSetting('max_threads'), getSetting('max_columns_to_read')"
+    usual = daemon.send(threads).body
+    daemon.send("SELECT 1", **one, **first)
+    laid = daemon.send(threads, max_threads=7, max_columns_to_read=99, **one)
+    assert laid.body == b"7\t99\n"
+    assert daemon.send(threads, **one).body == usual
+    assert daemon.send("CREATE TEMPORARY TABLE own (a Int8)", **one).status == 200
+
+
+def test_a_session_keeps_what_it_has_set_itself(daemon: Daemon) -> None:
+    one: dict[str, Any] = {"session_id": "its-own"}
+    asked = (
+        "SELECT getSetting('max_threads'), getSetting('format_csv_null_representation'), timezone()"
+    )
+    for text in (
+        "SET max_threads = 3, format_csv_null_representation = ',;'",
+        "SET `extremes` = 1, output_format_tsv_crlf_end_of_line = 1",
+        "SET TIME ZONE 'Asia/Tokyo'",
+        "USE system;",
+    ):
+        assert daemon.send(text, max_threads=9, **one).status == 200
+    reply = daemon.send(
+        asked, database="default", max_threads=5, format_csv_null_representation="x", **one
+    )
+    assert reply.body.startswith(b"5\tx\tAsia/Tokyo\r\n")
+    reply = daemon.send(asked.replace("timezone", "currentDatabase"), **one)
+    assert reply.body.startswith(b"3\t,;\tsystem\r\n")
+    assert reply.headers["X-ClickHouse-Timezone"] == "Asia/Tokyo"
+    # Named in the request itself, it is no other request's.
+    assert daemon.send("USE default", database="system", **one).status == 200
+    assert daemon.send("SELECT currentDatabase()", **one).body.startswith(b"default")
+
+
+@pytest.mark.parametrize("session", [{}, {"session_id": "got"}])
+def test_get_does_not_write(daemon: Daemon, table: str, session: dict[str, Any]) -> None:
+    for text in (
+        f"INSERT INTO {table} VALUES (1, 'x')",
+        f"INSERT INTO {table} SELECT 1, 'x'",
+        f"TRUNCATE TABLE {table}",
+        "CREATE TABLE got (a Int8) ENGINE = Memory",
+        "SYSTEM FLUSH LOGS",
+    ):
+        reply = daemon.send(text, method="GET", **session)
+        assert (reply.code, reply.status) == (164, 500), text
+        assert daemon.send(text, readonly=2, **session).code == 164
+    assert daemon.send("SHOW TABLES", method="GET", **session).body == b"t\n"
+    assert daemon.send("SET max_threads = 1", method="GET", **session).status == 200
+    assert daemon.send("SET max_threads = 1", readonly=1, **session).code == 164
+    assert daemon.send(f"INSERT INTO {table} VALUES (1, 'x')", **session).status == 200
+
+
+def test_every_formats_content_type(daemon: Daemon) -> None:
+    wanted = json.loads(
+        daemon.value(
+            "SELECT name, content_type FROM system.formats WHERE is_output"
+            " AND NOT has_external_schema AND name != 'PostgreSQLWire' FORMAT JSONCompact"
+        )
+    )["data"]
+    assert len(wanted) > 60
+    for name, content_type in wanted:
+        reply = daemon.send(f"SELECT 1 AS a FORMAT {name}")
+        if reply.status == 200:
+            assert reply.headers["Content-Type"] == content_type, name
+    reply = daemon.send("SET max_threads = 1")
+    assert reply.headers["Content-Type"] == "text/plain; charset=UTF-8"
+    assert "X-ClickHouse-Format" not in reply.headers
+
+
+def test_the_timezone_of_the_request(daemon: Daemon) -> None:
+    reply = daemon.send("SELECT timezone()", session_timezone="Asia/Tokyo")
+    assert (reply.body, reply.headers["X-ClickHouse-Timezone"]) == (b"Asia/Tokyo\n", "Asia/Tokyo")
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"http_wait_end_of_query": 1},
+        {"buffer_size": 10_000_000},
+        {"http_response_buffer_size": 10_000_000},
+    ],
+)
+def test_an_answer_that_is_held_back_fails_as_a_whole(daemon: Daemon, held: dict[str, Any]) -> None:
+    text = "SELECT throwIf(number = 1200000) FROM numbers(1300000) SETTINGS max_threads = 1"
+    reply = daemon.send(text, **held)
+    assert (reply.status, reply.code) == (500, 395)
+
+
+def raw(daemon: Daemon, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_before_http_1_1_nothing_is_chunked(daemon: Daemon) -> None:
+    login = b"Authorization: Basic " + base64.b64encode(":".join(OWNER).encode()) + b"\r\n"
+    head = b"GET /?query=SELECT+number+FROM+numbers(400000) HTTP/1.0\r\n"
+    for more in (b"", b"Accept-Encoding: gzip\r\n"):
+        answer = raw(daemon, head + login + more + b"\r\n")
+        headers, _, body = answer.partition(b"\r\n\r\n")
+        assert b"chunked" not in headers
+        assert body == b"".join(b"%d\n" % number for number in range(400_000))
+    assert raw(daemon, b"GET /ping HTTP/1.0\r\n\r\n").endswith(b"Ok.\n")
+
+
+def test_a_post_without_a_length_is_refused(daemon: Daemon) -> None:
+    login = b"Authorization: Basic " + base64.b64encode(":".join(OWNER).encode()) + b"\r\n"
+    head = b"POST /?query=SELECT+1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    assert raw(daemon, head + login + b"\r\n").startswith(b"HTTP/1.1 411 ")
+
+
+def test_whose_request_it_is_is_said_once(daemon: Daemon) -> None:
+    assert raw(daemon, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").endswith(b"Ok.\n")
+    both = {"X-ClickHouse-User": OWNER[0], "X-ClickHouse-Key": OWNER[1]}
+    assert daemon.send("SELECT 1", headers=both).code == 516
+    assert daemon.send("SELECT 1", headers=both, user=None).status == 200
+    assert daemon.send("SELECT 1", user=OWNER, password="x").code == 516
+
+
+def test_the_query_id_may_stand_in_a_header(daemon: Daemon) -> None:
+    reply = daemon.send("SELECT 1", headers={"X-ClickHouse-Query-Id": "mine"})
+    assert reply.headers["X-ClickHouse-Query-Id"] == "mine"
+
+
+def test_nothing_stands_behind_the_rows_of_values(daemon: Daemon, table: str) -> None:
+    for more in ("; DROP TABLE t", ";SELECT 1", "; garbage", ";;x"):
+        assert daemon.send(f"INSERT INTO {table} VALUES (1, 'a;b'){more}").code == 62
+    assert daemon.send(f"INSERT INTO {table} VALUES (1, 'a;b'), (2, ';') ; \n").status == 200
+    assert daemon.value(f"SELECT groupArray(s) FROM {table}") == "['a;b',';']"
+
+
+def test_strings_and_parameters_are_bytes(daemon: Daemon) -> None:
+    text = b"SELECT hex('\xff\\'\xfe\xc3\xa4'), '\xc3\xa4' AS `\xc3\xa4`"
+    assert daemon.send(None, text).body == b"FF27FEC3A4\t\xc3\xa4\n"
+    query = "SELECT hex({a:String})"
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    login = base64.b64encode(":".join(OWNER).encode()).decode()
+    path = f"/?{urlencode({'query': query})}&param_a=%FF%C3%A4"
+    connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
+    assert connection.getresponse().read() == b"FFC3A4\n"
+    connection.close()
+    assert daemon.send(None, b"SELECT 1 AS `\xff`").code == 62
+    assert daemon.send(None, b"SELECT $$\xff$$").code == 62
