@@ -74,8 +74,9 @@ class Form:
             if not _NAME.match(name) or not _NAME.match(external.format) or ";" in structure:
                 raise ClickHouseError(36, "BAD_ARGUMENTS", f"Bad external table {name}")
             external.structure = structure
-        for name in [name for name in params if name.endswith(("_format", "_structure", "_types"))]:
-            if name not in ("default_format",):
+        # As on the server, what else is called so is no setting.
+        for name in [*params]:
+            if name.endswith(("_format", "_structure", "_types")) and name != "default_format":
                 del params[name]
 
 

@@ -284,7 +284,7 @@ class Answer:
         self.timezone = app.engine.timezone
         self._tag = "".join(secrets.choice(string.ascii_lowercase) for _ in range(16))
         self._encoder: Encoder | None = None
-        if request.flag("enable_http_compression"):
+        if request.flag("enable_http_compression") and request.version != "1.0":
             self._encoder = encoder(
                 request.headers.get("accept-encoding", ""),
                 request.number("http_zlib_compression_level", 3),
@@ -723,7 +723,7 @@ class App:
                 cost.figures = await self._answer(request, plan, body, answer, run)
                 cost.size = answer.size
         finally:
-            del self.runs[id(run)]
+            self.runs.pop(id(run), None)
             for external in plan.externals:
                 external.remove()
 
@@ -768,6 +768,8 @@ class App:
                     await asyncio.wait({pump})
                 else:
                     error = await pump or error
+            # Whoever has the answer may use the id again.
+            self.runs.pop(id(run), None)
             if error is not None:
                 await answer.fail(error)
             else:
@@ -967,10 +969,12 @@ class App:
         moved = not pooled and request.database not in ("", before)
         if moved:
             connection.run(f"USE {_identifier(request.database)}")
+        loaded: list[External] = []
         try:
             for external in plan.externals:
                 self.guard.check_owner(external.definition, {})
                 external.load(connection)
+                loaded.append(external)
             if request.user.read_only:
                 self._read_only(request, plan, connection, pooled)
             else:
@@ -999,7 +1003,7 @@ class App:
         finally:
             if session is not None:
                 with contextlib.suppress(EngineError):
-                    for external in plan.externals:
+                    for external in loaded:
                         external.drop(connection)
                     if moved:
                         connection.run(f"USE {_identifier(before)}")

@@ -29,7 +29,7 @@ class Session:
     expires: float = 0.0
     database: str = "default"
     own: dict[str, str] = field(default_factory=dict)
-    laid: dict[str, str | None] = field(default_factory=dict)
+    laid: dict[str, str] = field(default_factory=dict)
 
     def lay(self, settings: Mapping[str, str]) -> None:
         """Make a request's settings hold, taking the last request's back. Raises EngineError."""
@@ -38,8 +38,7 @@ class Session:
         changes = {name: self._before(name) for name in self.laid} | {
             name: quote(value) for name, value in settings.items()
         }
-        # If it is refused halfway, the next request takes all of it back.
-        self.laid = dict.fromkeys(changes)
+        # All of it is refused or nothing.
         self.connection.run(f"SET {', '.join(f'{n} = {value}' for n, value in changes.items())}")
         self.laid = dict(settings)
 
@@ -57,8 +56,11 @@ class Session:
             self.own["session_timezone"] = items[-1].text
         elif word == "SET":
             for change in _split(items[1:]):
+                name = _unquoted(change[0].text)
                 value = text[change[2].start : change[-1].end] if len(change) > 2 else "1"
-                self.own[_unquoted(change[0].text)] = value
+                self.own[name] = value
+                if value.upper() == "DEFAULT":
+                    del self.own[name]
 
 
 def _split(items: Sequence[Token]) -> Iterator[list[Token]]:

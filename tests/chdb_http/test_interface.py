@@ -355,6 +355,11 @@ def test_external_data_is_its_statements_alone(daemon: Daemon) -> None:
         assert client.query("SELECT * FROM ex", external_data=data).result_rows == [({"x": 1},)]
     with pytest.raises(DatabaseError, match="UNKNOWN_TABLE"):
         client.query("SELECT * FROM ex")
+    # The session's own of that name stays.
+    client.command("CREATE TEMPORARY TABLE ex AS SELECT 7 AS a")
+    with pytest.raises(DatabaseError, match="TABLE_ALREADY_EXISTS"):
+        client.query("SELECT * FROM ex", external_data=data)
+    assert client.query("SELECT * FROM ex").result_rows == [(7,)]
     client.close()
     types = ExternalData(
         file_name="t", fmt="TSV", types="Map(String,Array(Int8)),Int8", data=b"{}\t1"
@@ -379,6 +384,9 @@ def test_a_requests_settings_rule_that_request_alone(daemon: Daemon, first: dict
     threads = "SELECT getSetting('max_threads'), getSetting('max_columns_to_read')"
     usual = daemon.send(threads).body
     daemon.send("SELECT 1", **one, **first)
+    # Refused as a whole.
+    assert daemon.send("SELECT 1", max_columns_to_read=98, no_such_thing=1, **one).code == 115
+    assert daemon.send("SELECT 1", max_columns_to_read=98, max_block_size="x", **one).status != 200
     laid = daemon.send(threads, max_threads=7, max_columns_to_read=99, **one)
     assert laid.body == b"7\t99\n"
     assert daemon.send(threads, **one).body == usual
@@ -404,6 +412,8 @@ def test_a_session_keeps_what_it_has_set_itself(daemon: Daemon) -> None:
     reply = daemon.send(asked.replace("timezone", "currentDatabase"), **one)
     assert reply.body.startswith(b"3\t,;\tsystem\r\n")
     assert reply.headers["X-ClickHouse-Timezone"] == "Asia/Tokyo"
+    assert daemon.send("SET session_timezone = DEFAULT", **one).status == 200
+    assert daemon.send("SELECT 1", **one).headers["X-ClickHouse-Timezone"] == "UTC"
     # Named in the request itself, it is no other request's.
     assert daemon.send("USE default", database="system", **one).status == 200
     assert daemon.send("SELECT currentDatabase()", **one).body.startswith(b"default")
@@ -472,8 +482,9 @@ def raw(daemon: Daemon, request: bytes) -> bytes:
 def test_before_http_1_1_nothing_is_chunked(daemon: Daemon) -> None:
     login = b"Authorization: Basic " + base64.b64encode(":".join(OWNER).encode()) + b"\r\n"
     head = b"GET /?query=SELECT+number+FROM+numbers(400000) HTTP/1.0\r\n"
-    for more in (b"", b"Accept-Encoding: gzip\r\n"):
-        answer = raw(daemon, head + login + more + b"\r\n")
+    compressed = head.replace(b" HTTP", b"&enable_http_compression=1 HTTP")
+    for line in (head, compressed + b"Accept-Encoding: gzip\r\n"):
+        answer = raw(daemon, line + login + b"\r\n")
         headers, _, body = answer.partition(b"\r\n\r\n")
         assert b"chunked" not in headers
         assert body == b"".join(b"%d\n" % number for number in range(400_000))
@@ -497,6 +508,26 @@ def test_whose_request_it_is_is_said_once(daemon: Daemon) -> None:
 def test_the_query_id_may_stand_in_a_header(daemon: Daemon) -> None:
     reply = daemon.send("SELECT 1", headers={"X-ClickHouse-Query-Id": "mine"})
     assert reply.headers["X-ClickHouse-Query-Id"] == "mine"
+
+
+def test_a_query_id_is_free_as_soon_as_it_is_answered(daemon: Daemon) -> None:
+    for text in ("SELECT 1", "SELECT nope") * 50:
+        assert daemon.send(text, query_id="again").code == (47 if "nope" in text else 0)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_an_insert_that_fails_is_answered_before_its_rows_end(
+    daemon: Daemon, encoding: str
+) -> None:
+    rows = PACK["gzip"](b"1\n") if encoding else b"1\n"
+    login = b"Authorization: Basic " + base64.b64encode(":".join(OWNER).encode()) + b"\r\n"
+    head = b"POST /?query=INSERT+INTO+nope+FORMAT+TSV HTTP/1.1\r\nHost: x\r\n" + login
+    if encoding:
+        head += b"Content-Encoding: gzip\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"%x\r\n%s\r\n" % (len(rows), rows))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
 
 
 def test_nothing_stands_behind_the_rows_of_values(daemon: Daemon, table: str) -> None:
