@@ -706,16 +706,16 @@ class App:
             raise ClickHouseError(210, "NETWORK_ERROR", "The endpoint is shutting down")
         plan = await self._plan(request, body)
         await _hold_values(plan, body)
-        if any(run.query_id == request.query_id for run in self.runs.values()):
-            raise ClickHouseError(
-                216,
-                "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
-                f"Query with id = {request.query_id} is already running.",
-            )
         run = Run(request.query_id)
-        self.runs[id(run)] = run
         try:
-            if plan.statement is not None and plan.statement.word == "KILL":
+            if any(own.query_id == run.query_id for own in self.runs.values()):
+                raise ClickHouseError(
+                    216,
+                    "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
+                    f"Query with id = {run.query_id} is already running.",
+                )
+            self.runs[id(run)] = run
+            if plan.word == "KILL":
                 await self._answer(request, plan, body, answer, run)
                 return
             reads = plan.statement is not None and plan.statement.rows
@@ -741,8 +741,7 @@ class App:
                 loop.call_soon_threadsafe(answer.progress, figures)
 
             job = Job(request, plan, run, answer, report, entrance, exit_)
-            kills = plan.statement is not None and plan.statement.word == "KILL"
-            threads = self.killers if kills else self.workers
+            threads = self.killers if plan.word == "KILL" else self.workers
             work = loop.run_in_executor(threads, self._work, job)
             work.add_done_callback(lambda _: exit_.close_theirs())
             pump: asyncio.Task[ClickHouseError | None] | None = None
