@@ -127,7 +127,7 @@ def receive(
         UsageError: there is no such workspace, or the subject is empty.
         TidemarkError: a store does not answer.
     """
-    return requests.put_on_record(
+    return requests.receive(
         settings, workspace_id=workspace_id, kind="erase", subject=subject, now=now
     )
 

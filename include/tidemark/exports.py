@@ -67,7 +67,7 @@ def receive(
         UsageError: there is no such workspace, or the subject is empty.
         TidemarkError: PostgreSQL does not answer.
     """
-    return requests.put_on_record(
+    return requests.receive(
         settings,
         workspace_id=workspace_id,
         kind="export",

@@ -57,9 +57,7 @@ class Request:
 
 
 def receive(
-    connection: Connection,
-    keyring: Keyring,
-    ladder: Policy,
+    settings: Settings,
     *,
     workspace_id: str,
     kind: Kind,
@@ -67,7 +65,7 @@ def receive(
     now: datetime,
     file_format: FileFormat | None = None,
 ) -> tuple[Request, bool]:
-    """Put a request on record, in the caller's transaction.
+    """Put a request on record, in one transaction, with the ledger's head kept outside.
 
     Args:
         subject: as `privacy.subject_hashes` reads it; kept as keyed hashes alone. None asks for
@@ -79,59 +77,39 @@ def receive(
 
     Raises:
         UsageError: there is no such workspace, or the subject is empty.
+        TidemarkError: PostgreSQL does not answer.
     """
-    hashes = holds.subject_hashes(connection, keyring, ladder, workspace_id, subject)
-    # Two at once would both find none.
-    connection.execute("lock table control.requests in share row exclusive mode")
-    row = connection.execute(
-        "select code from control.requests where workspace_id = %s and kind = %s"
-        " and subject_hashes = %s::text[] and is_of_subject = %s and status <> 'done'"
-        " and file_format is not distinct from %s",
-        [workspace_id, kind, hashes, subject is not None, file_format],
-    ).fetchone()
-    if row is not None:
-        return find(connection, row["code"]), False
-    code = "".join(secrets.choice(_ALPHABET) for _ in range(_CODE_LENGTH))
-    days = {"erase": ladder.requests.erase_days, "export": ladder.requests.export_days}[kind]
-    connection.execute(
-        "insert into control.requests (code, workspace_id, kind, status, received_at, due_at,"
-        " is_of_subject, subject_hashes, file_format)"
-        " values (%s, %s, %s, 'received', %s, %s, %s, %s, %s)",
-        [
-            code, workspace_id, kind, now, now + timedelta(days=days), subject is not None, hashes,
-            file_format,
-        ],
-    )  # fmt: skip
-    request = find(connection, code)
-    _enter(connection, keyring, request, now)
-    return request, True
-
-
-def put_on_record(
-    settings: Settings,
-    *,
-    workspace_id: str,
-    kind: Kind,
-    subject: str | None,
-    now: datetime,
-    file_format: FileFormat | None = None,
-) -> tuple[Request, bool]:
-    """The same in a transaction of its own, with the ledger's head kept outside; see `receive`."""
+    keyring, ladder = Keyring.from_settings(settings), policy.read(settings)
     with (
         postgres.connect(settings, autocommit=True) as connection,
         ledger.kept_outside(settings, connection, lambda: now),
         connection.transaction(),
     ):
-        return receive(
-            connection,
-            Keyring.from_settings(settings),
-            policy.read(settings),
-            workspace_id=workspace_id,
-            kind=kind,
-            subject=subject,
-            now=now,
-            file_format=file_format,
-        )
+        hashes = holds.subject_hashes(connection, keyring, ladder, workspace_id, subject)
+        # Two at once would both find none.
+        connection.execute("lock table control.requests in share row exclusive mode")
+        row = connection.execute(
+            "select code from control.requests where workspace_id = %s and kind = %s"
+            " and subject_hashes = %s::text[] and is_of_subject = %s and status <> 'done'"
+            " and file_format is not distinct from %s",
+            [workspace_id, kind, hashes, subject is not None, file_format],
+        ).fetchone()
+        if row is not None:
+            return find(connection, row["code"]), False
+        code = "".join(secrets.choice(_ALPHABET) for _ in range(_CODE_LENGTH))
+        days = {"erase": ladder.requests.erase_days, "export": ladder.requests.export_days}[kind]
+        connection.execute(
+            "insert into control.requests (code, workspace_id, kind, status, received_at, due_at,"
+            " is_of_subject, subject_hashes, file_format)"
+            " values (%s, %s, %s, 'received', %s, %s, %s, %s, %s)",
+            [
+                code, workspace_id, kind, now, now + timedelta(days=days), subject is not None,
+                hashes, file_format,
+            ],
+        )  # fmt: skip
+        request = find(connection, code)
+        _enter(connection, keyring, request, now)
+        return request, True
 
 
 def subject_hashes(connection: Connection, code: str) -> tuple[str, ...]:

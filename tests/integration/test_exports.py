@@ -461,16 +461,13 @@ def test_what_makes_no_sense_is_said(
 
 
 def test_an_erasure_is_no_export(home: Warehouse) -> None:
-    with postgres.connect(home.settings) as connection:
-        request, _ = requests.receive(
-            connection,
-            keys.Keyring.from_settings(home.settings),
-            policy.read(home.settings),
-            workspace_id="shop",
-            kind="erase",
-            subject=history.PERSON,
-            now=datetime.now(UTC),
-        )
+    request, _ = requests.receive(
+        home.settings,
+        workspace_id="shop",
+        kind="erase",
+        subject=history.PERSON,
+        now=datetime.now(UTC),
+    )
     for code in (request.code, "NOSUCHCODE22"):
         with pytest.raises(TidemarkError, match=code) as found:
             exports.carry_out(home.settings, code, as_of=TODAY, clock=lambda: datetime.now(UTC))
