@@ -18,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +30,7 @@ from rich.console import Console
 from bench.report import MIB, Figure, keep, timed
 from chdb_http.config import load_config
 from chdb_http.engine import Connection, Engine
-from chdb_http.testing import OWNER, READER, Daemon
+from chdb_http.testing import OWNER, READER, Daemon, basic_auth
 
 COLUMNS = "id UInt64, at DateTime64(3, 'UTC'), name LowCardinality(String), text String"
 ROWS = """
@@ -46,11 +45,6 @@ LONG = "select number, toString(number) as text from numbers({rows:UInt64})"
 FORMATS = ("JSONEachRow", "TabSeparated", "Native")
 #: What else the machine does slows some: the quietest of many short ones counts.
 ROUNDS = 15
-
-
-def header(user: tuple[str, str]) -> dict[str, str]:
-    """Basic authentication."""
-    return {"Authorization": "Basic " + b64encode(":".join(user).encode()).decode()}
 
 
 @contextmanager
@@ -88,7 +82,7 @@ def trivial(daemon: Daemon, connection: Connection, turns: int) -> dict[str, flo
 
     def ask(name: str) -> None:
         user = OWNER if name == "owner" else READER
-        wires[name].request("POST", "/", b"select 1", header(user))
+        wires[name].request("POST", "/", b"select 1", basic_auth(user))
         answer = wires[name].getresponse()
         if answer.read() != b"1\n":
             raise AssertionError(f"select 1 as {name}: {answer.status}")
@@ -107,7 +101,7 @@ def post(daemon: Daemon, query: str, file: Path) -> None:
 
     Sent by the kernel from its cache it would come in single pages, as of no client.
     """
-    head = "".join(f"{name}: {value}\r\n" for name, value in header(OWNER).items())
+    head = "".join(f"{name}: {value}\r\n" for name, value in basic_auth(OWNER).items())
     with (
         socket.create_connection(("127.0.0.1", daemon.port)) as wire,
         file.open("rb") as source,
@@ -129,7 +123,7 @@ def read(daemon: Daemon, query: str, **params: object) -> tuple[int, float]:
     """Read an answer to its end: its bytes, and the seconds to its first one."""
     wire = http.client.HTTPConnection("127.0.0.1", daemon.port)
     begin = time.perf_counter()
-    wire.request("GET", f"/?{urlencode({'query': query, **params})}", headers=header(OWNER))
+    wire.request("GET", f"/?{urlencode({'query': query, **params})}", headers=basic_auth(OWNER))
     answer = wire.getresponse()
     size = len(answer.read(1))
     first = time.perf_counter() - begin

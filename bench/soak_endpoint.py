@@ -21,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.managers import ListProxy
@@ -34,11 +33,11 @@ import psutil
 from rich.console import Console
 
 from bench.report import Figure, keep
-from chdb_http.testing import OWNER, Daemon
+from chdb_http.testing import OWNER, Daemon, basic_auth
 
 ROWS = 3_000_000
 LONG = 400_000
-TOKEN = "Basic " + b64encode(":".join(OWNER).encode()).decode()
+LOGIN = basic_auth(OWNER)
 QUIET_SECONDS = 8.0
 
 
@@ -55,7 +54,7 @@ class Client:
     def stream(self, query: str, body: bytes = b"", **params: Any) -> Iterator[bytes]:
         """A result in pieces."""
         path = f"/?{urlencode({'query': query, **params})}"
-        self._connection.request("POST", path, body, {"Authorization": TOKEN})
+        self._connection.request("POST", path, body, LOGIN)
         answer = self._connection.getresponse()
         if answer.status != 200:
             raise AssertionError(answer.read()[:300].decode(errors="replace"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from chdb_http.codec import Decoder, decoded
 from chdb_http.engine import Connection
 from chdb_http.errors import ClickHouseError
-from chdb_http.sql import quote, tokens
+from chdb_http.sql import quote, split, tokens
 
 MAX_FORM = 64 << 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -66,7 +66,8 @@ class Form:
             structure = params.pop(f"{name}_structure", "")
             types = params.pop(f"{name}_types", "")
             if not structure and types:
-                structure = ", ".join(f"_{i} {t}" for i, t in enumerate(_split(types), 1))
+                parts = (" ".join(item.text for item in part) for part in split(tokens(types)))
+                structure = ", ".join(f"_{number} {kind}" for number, kind in enumerate(parts, 1))
             if not structure:
                 raise ClickHouseError(
                     36, "BAD_ARGUMENTS", f"Neither structure nor types given for table {name}"
@@ -78,18 +79,6 @@ class Form:
         for name in [*params]:
             if name.endswith(("_format", "_structure", "_types")) and name != "default_format":
                 del params[name]
-
-
-def _split(types: str) -> list[str]:
-    """The types of a list, which may have commas in their parentheses."""
-    parts, depth = [""], 0
-    for item in tokens(types):
-        depth += (item.text == "(") - (item.text == ")")
-        if item.text == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += item.text + " "
-    return parts
 
 
 async def read_form(

@@ -50,10 +50,12 @@ from chdb_http.sql import (
     Statement,
     ends_early,
     find_insert,
+    identifier,
     names,
     quote,
     read_statement,
     tokens,
+    unquote,
 )
 
 Message = MutableMapping[str, Any]
@@ -72,7 +74,7 @@ MAX_QUERY = 64 << 20
 _KILL_SECONDS = 0.2
 
 _NOT_SETTINGS = names(
-    """query readonly database default_format session_id session_timeout session_check close_session
+    """query database default_format session_id session_timeout session_check close_session
     query_id user password compress decompress quota_key wait_end_of_query buffer_size role
     stacktrace client_protocol_version add_http_cors_header max_result_bytes_in_header
     enable_http_compression http_zlib_compression_level send_progress_in_http_headers
@@ -279,7 +281,7 @@ class Answer:
         self._held: IO[bytes] | None = None
         self.size = 0
         self.started = False
-        # None, if the statement has no result.
+        # Empty, if the statement has no result.
         self.format = ""
         self.timezone = app.engine.timezone
         self._tag = "".join(secrets.choice(string.ascii_lowercase) for _ in range(16))
@@ -299,9 +301,7 @@ class Answer:
             or request.flag("http_wait_end_of_query")
         )
         # How much is held at most, and whether that is held however long it takes.
-        given = max(
-            request.number(name, 0) for name in ("buffer_size", "http_response_buffer_size")
-        )
+        given = max(request.number(name, 0) for name in _BUFFER_SIZES)
         self.room, self.unhurried = max(given, ANSWER_BUFFER), self.patient or given > 0
         self.closing = False
         self._figures: Mapping[str, int] = {}
@@ -444,11 +444,7 @@ class Answer:
                     code,
                     ("Content-Length", str(len(body))),
                     # The rest of a body that does not come is not waited for.
-                    *(
-                        [("Connection", "close")]
-                        if error.code == SOCKET_TIMEOUT or self.closing
-                        else []
-                    ),
+                    *([("Connection", "close")] if self.closing else []),
                 ],
             )
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
@@ -898,7 +894,6 @@ class App:
         request, plan, params = job.request, job.plan, job.request.params
         name = params.get("session_id", "")
         session: Session | None = None
-        zone = ""
         for setting in request.settings:
             if not _SETTING_NAME.match(setting):
                 raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting {setting!r}")
@@ -906,11 +901,8 @@ class App:
         # A statement that only reads, without settings, leaves its connection as it was.
         plain = plan.statement is not None and plan.statement.rows and not plan.externals
         shared = plain and not request.settings and request.database in ("", "default")
-        shared = shared and not request.params.get("readonly")
         pool = self._pools[reader] if shared and (reader or not name) else None
         self.guard.check_settings(request.settings, reader)
-        if level := request.params.get("readonly"):
-            self.guard.check_settings({"readonly": level}, reader)
         if name and not reader:
             session = self.sessions.acquire(
                 request.user.name, name, self._timeout(params), request.flag("session_check")
@@ -921,7 +913,8 @@ class App:
         else:
             connection = self.engine.connect()
         try:
-            given = request.settings
+            # It would keep out what the endpoint itself does before the statement.
+            given = {name: own for name, own in request.settings.items() if name != "readonly"}
             if plan.values is not None and ends_early(plan.values.decode("latin-1")):
                 raise ClickHouseError(
                     62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)"
@@ -930,10 +923,10 @@ class App:
                 given = given | dict.fromkeys(VALUES_SETTINGS, "1")
             if session is not None:
                 session.lay({} if plan.word == "SET" else given)
-                zone = _literal(session.own.get("session_timezone", ""))
             elif pool is None:
                 connection.set(given)
-            job.answer.timezone = given.get("session_timezone") or zone or self.engine.timezone
+            zone = given.get("session_timezone") or (session.timezone if session else "")
+            job.answer.timezone = zone or self.engine.timezone
             done = self._execute(job, connection, pool is not None, session)
             if pool is not None:
                 pool.give(connection)
@@ -967,7 +960,7 @@ class App:
         before = session.database if session else "default"
         moved = not pooled and request.database not in ("", before)
         if moved:
-            connection.run(f"USE {_identifier(request.database)}")
+            connection.run(f"USE {identifier(request.database)}")
         loaded: list[External] = []
         try:
             for external in plan.externals:
@@ -1005,7 +998,7 @@ class App:
                     for external in loaded:
                         external.drop(connection)
                     if moved:
-                        connection.run(f"USE {_identifier(before)}")
+                        connection.run(f"USE {identifier(before)}")
 
     def _only_read(self, plan: Plan, connection: Connection, level: str) -> None:
         """Raises ClickHouseError 164 for what ``readonly`` of that level does not let pass."""
@@ -1071,7 +1064,7 @@ class App:
         Stops those that it names and that wait for their turn, or for rows.
         """
         items = list(tokens(text))
-        named = {_literal(item.text) for item in items if item.kind == "string"} | {*bound.values()}
+        named = {unquote(item.text) for item in items if item.kind == "string"} | {*bound.values()}
         running, known = self.engine.running(), {}
         for run in list(self.runs.values()):
             engine_id = running.get(run.thread or 0)
@@ -1147,23 +1140,15 @@ def _planned(query: str) -> Plan:
 
 def _escaped(raw: bytes) -> str:
     """A statement whose strings may hold any bytes, as text: the engine takes no other."""
-    if _is_text(raw):
+    with contextlib.suppress(UnicodeDecodeError):
         return raw.decode()
     parts, at = [], 0
     for item in tokens(raw.decode("latin-1")):
         if item.kind == "string":
-            parts += [_text(raw[at : item.start])]
-            parts += [raw[item.start : item.end].decode("utf-8", "backslashreplace")]
+            string = raw[item.start : item.end].decode("utf-8", "backslashreplace")
+            parts += [_text(raw[at : item.start]), string]
             at = item.end
     return "".join((*parts, _text(raw[at:])))
-
-
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _insert_sql(text: str, insert: Insert, path: str, compression: str) -> str:
@@ -1196,12 +1181,3 @@ async def _plain(send: Send, status: int, body: bytes) -> None:
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-def _identifier(name: str) -> str:
-    return "`" + name.replace("\\", "\\\\").replace("`", "``") + "`"
-
-
-def _literal(text: str) -> str:
-    """What a string literal stands for."""
-    return re.sub(r"\\(.)", r"\1", text[1:-1].replace("''", "'"), flags=re.S)

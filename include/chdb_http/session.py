@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from chdb_http.engine import Connection, Engine
 from chdb_http.errors import ClickHouseError
-from chdb_http.sql import Token, quote, tokens
+from chdb_http.sql import quote, split, tokens, unquote
 
 
 @dataclass
@@ -45,44 +44,28 @@ class Session:
     def _before(self, name: str) -> str:
         return self.own.get(name) or self.first.get(name, "DEFAULT")
 
+    @property
+    def timezone(self) -> str:
+        """The zone that it has set, if any."""
+        return unquote(self.own.get("session_timezone", ""))
+
     def learn(self, text: str, bound: Mapping[str, str]) -> None:
         """Remember what a SET or USE of the client's has changed."""
         items = [item for item in tokens(text) if item.text != ";"]
         word = items[0].word
         if word == "USE":
             name = items[-1].text
-            self.database = bound.get(items[2].text, "") if name == "}" else _unquoted(name)
+            self.database = bound.get(items[2].text, "") if name == "}" else unquote(name)
         elif word == "SET" and [item.word for item in items[1:3]] == ["TIME", "ZONE"]:
             self.own["session_timezone"] = items[-1].text
         elif word == "SET":
-            for change in _split(items[1:]):
-                name = _unquoted(change[0].text)
+            for change in split(items[1:]):
+                name = unquote(change[0].text)
                 value = text[change[2].start : change[-1].end] if len(change) > 2 else "1"
-                self.own[name] = value
                 if value.upper() == "DEFAULT":
-                    del self.own[name]
-
-
-def _split(items: Sequence[Token]) -> Iterator[list[Token]]:
-    """The parts of a list between its commas."""
-    depth = 0
-    part: list[Token] = []
-    for item in items:
-        if item.kind == "punct":
-            depth += (item.text in "([{") - (item.text in ")]}")
-        if item.text == "," and not depth:
-            yield part
-            part = []
-        else:
-            part.append(item)
-    if part:
-        yield part
-
-
-def _unquoted(name: str) -> str:
-    if name[:1] not in '`"':
-        return name
-    return re.sub(r"\\(.)", r"\1", name[1:-1].replace(name[0] * 2, name[0]))
+                    self.own.pop(name, None)
+                else:
+                    self.own[name] = value
 
 
 class Sessions:

@@ -6,7 +6,7 @@ Nothing here decides what a user may do: that is read from the engine's own pars
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from chdb_http.errors import ClickHouseError
@@ -74,6 +74,21 @@ def tokens(text: str) -> Iterator[Token]:
             kind = "heredoc"
         if kind != "space":
             yield Token(kind, match[0], match.start(), match.end())
+
+
+def split(items: Iterable[Token]) -> Iterator[list[Token]]:
+    """The parts of a list between its commas; those in parentheses and brackets are not its own."""
+    depth = 0
+    part: list[Token] = []
+    for token in items:
+        if token.kind == "punct":
+            depth += (token.text in "([{") - (token.text in ")]}")
+        if token.text == "," and not depth:
+            yield part
+            part = []
+        else:
+            part.append(token)
+    yield part
 
 
 def _close(items: Iterator[Token]) -> list[Token]:
@@ -268,3 +283,15 @@ def read_statement(text: str) -> Statement:
 def quote(value: str) -> str:
     """A string literal."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def identifier(name: str) -> str:
+    """A name in quotes."""
+    return "`" + name.replace("\\", "\\\\").replace("`", "``") + "`"
+
+
+def unquote(text: str) -> str:
+    """What a literal or a name in quotes stands for; other text is itself."""
+    if not text or text[0] not in "'`\"":
+        return text
+    return re.sub(r"\\(.)", r"\1", text[1:-1].replace(text[0] * 2, text[0]), flags=re.S)

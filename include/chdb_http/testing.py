@@ -22,6 +22,11 @@ OWNER = ("owner", "owner-secret")
 READER = ("reader", "reader-secret")
 
 
+def basic_auth(user: tuple[str, str]) -> dict[str, str]:
+    """The header that says who asks."""
+    return {"Authorization": "Basic " + base64.b64encode(":".join(user).encode()).decode()}
+
+
 class Reply:
     """An HTTP answer, read whole."""
 
@@ -42,7 +47,8 @@ class Reply:
 class Daemon:
     """One daemon process and how to talk to it."""
 
-    def __init__(self, root: Path, port: int = 0) -> None:
+    def __init__(self, root: Path, port: int = 0, **own: Any) -> None:
+        """Over a folder; what else is given stands in its configuration."""
         self.root = root
         self.port = port or free_port()
         for name, (_, password) in {"owner": OWNER, "reader": READER}.items():
@@ -61,6 +67,7 @@ class Daemon:
                     "backups": [str(root / "backups")],
                     "tmp": str(root / "tmp"),
                     "log": str(root / "log" / "engine.log"),
+                    **own,
                 }
             )
         )
@@ -120,8 +127,7 @@ class Daemon:
             params["query"] = query
         fields = dict(headers or {})
         if user:
-            token = base64.b64encode(":".join(user).encode()).decode()
-            fields["Authorization"] = f"Basic {token}"
+            fields |= basic_auth(user)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, f"/?{urlencode(params)}", body, fields)

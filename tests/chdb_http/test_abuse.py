@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import gzip
-import json
 import random
 import re
 import socket
 import threading
 import time
 import zlib
-from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,17 @@ import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
 
-from chdb_http.testing import OWNER, Daemon
+from chdb_http.testing import OWNER, Daemon, basic_auth
 
-LOGIN = b"Authorization: Basic " + b64encode(":".join(OWNER).encode()) + b"\r\n"
+LOGIN = f"Authorization: {basic_auth(OWNER)['Authorization']}\r\n".encode()
 HEAD = b"POST /?query=SELECT+42 HTTP/1.1\r\nHost: x\r\n" + LOGIN
 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that waits a second for a client, and for eight of them."""
-    daemon = Daemon(tmp_path_factory.mktemp("strict"))
     own = {"receive_timeout": 1, "send_timeout": 1, "max_connections": 8, "stop_timeout": 1}
-    daemon.config.write_text(json.dumps({**json.loads(daemon.config.read_text()), **own}))
-    daemon.start()
+    daemon = Daemon(tmp_path_factory.mktemp("strict"), **own).start()
     assert daemon.send("CREATE TABLE t (a Int64, s String) ENGINE = Memory").status == 200
     yield daemon
     assert daemon.stop() == 0
@@ -276,10 +272,7 @@ def test_too_many_connections(strict: Daemon) -> None:
 
 
 def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path)
-    own = {"stop_timeout": 1}
-    daemon.config.write_text(json.dumps({**json.loads(daemon.config.read_text()), **own}))
-    daemon.start()
+    daemon = Daemon(tmp_path, stop_timeout=1).start()
     endless = threading.Thread(
         target=lambda: daemon.send("SELECT sum(sipHash64(number)) FROM numbers(1000000000000)")
     )

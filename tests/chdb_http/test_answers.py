@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 import time
-from base64 import b64encode
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -17,19 +16,19 @@ import pytest
 import zstandard
 from clickhouse_cityhash.cityhash import CityHash128  # type: ignore[import-untyped]
 
-from chdb_http.testing import OWNER, READER, Daemon
+from chdb_http.testing import OWNER, READER, Daemon, basic_auth
 
+LOGIN = basic_auth(OWNER)
 SLOW = "SELECT sum(sipHash64(number)) FROM numbers(20000000) SETTINGS max_threads = 1"
 METHODS = {"none": 0x02, "lz4": 0x82, "zstd": 0x90}
 
 
 def converse(daemon: Daemon, query: str, **params: object) -> socket.socket:
     """Send a request and leave the connection open."""
-    token = b64encode(":".join(OWNER).encode()).decode()
     connection = socket.create_connection(("127.0.0.1", daemon.port), timeout=30)
     connection.sendall(
         f"POST /?{urlencode({'query': query, **params})} HTTP/1.1\r\nHost: x\r\n"
-        f"Authorization: Basic {token}\r\nContent-Length: 0\r\n\r\n".encode()
+        f"Authorization: {LOGIN['Authorization']}\r\nContent-Length: 0\r\n\r\n".encode()
     )
     return connection
 
@@ -92,10 +91,8 @@ def test_progress_comes_while_the_statement_runs(daemon: Daemon) -> None:
         assert {int(figures["total_rows_to_read"]) for figures in seen} == {20000000}
         assert body.endswith(b"\n\r\n0\r\n\r\n")
         # The connection is as good as before.
-        token = b64encode(":".join(OWNER).encode())
-        connection.sendall(
-            b"GET /?query=SELECT+7 HTTP/1.1\r\nHost: x\r\nAuthorization: Basic " + token
-        )
+        login = LOGIN["Authorization"].encode()
+        connection.sendall(b"GET /?query=SELECT+7 HTTP/1.1\r\nHost: x\r\nAuthorization: " + login)
         connection.sendall(b"\r\n\r\n")
         answer = everything(connection, b"0\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 OK\r\nx-clickhouse-summary")
@@ -233,8 +230,6 @@ def test_damaged_blocks_commit_nothing(daemon: Daemon, table: str, damage: str, 
 
 
 def test_head_and_options(daemon: Daemon) -> None:
-    token = b64encode(":".join(OWNER).encode()).decode()
-    fields = {"Authorization": f"Basic {token}"}
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
     for method, path, status, body in (
         ("HEAD", "/?query=SELECT+1", 200, b""),
@@ -246,7 +241,7 @@ def test_head_and_options(daemon: Daemon) -> None:
         ("PUT", "/", 501, None),
         ("GET", "/query?query=SELECT+2", 200, b"2\n"),
     ):
-        connection.request(method, path, headers=fields)
+        connection.request(method, path, headers=LOGIN)
         response = connection.getresponse()
         content = response.read()
         assert response.status == status, (method, path)
@@ -259,9 +254,8 @@ def test_head_and_options(daemon: Daemon) -> None:
 @pytest.mark.parametrize("user", [OWNER, READER])
 def test_who_asks_is_told_in_three_ways(daemon: Daemon, user: tuple[str, str]) -> None:
     name, password = user
-    token = b64encode(":".join(user).encode()).decode()
     ways: list[tuple[dict[str, str], dict[str, str]]] = [
-        ({"Authorization": f"Basic {token}"}, {}),
+        (basic_auth(user), {}),
         ({"X-ClickHouse-User": name, "X-ClickHouse-Key": password}, {}),
         ({}, {"user": name, "password": password}),
     ]

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +21,9 @@ from urllib.parse import quote
 import pytest
 
 from bench import faults_endpoint
-from chdb_http.testing import OWNER, Daemon
+from chdb_http.testing import OWNER, Daemon, basic_auth
 
-TOKEN = {"Authorization": "Basic " + b64encode(":".join(OWNER).encode()).decode()}
+LOGIN = basic_auth(OWNER)
 
 
 def wait_for(daemon: Daemon, query: str, answer: str) -> None:
@@ -92,10 +91,7 @@ def refused(daemon: Daemon) -> str:
 def test_a_second_daemon_and_a_taken_port(daemon: Daemon, tmp_path: Path) -> None:
     port = Daemon(tmp_path, port=daemon.port)
     assert f"cannot listen on 127.0.0.1:{daemon.port}" in refused(port)
-    second = Daemon(tmp_path)
-    second.config.write_text(
-        json.dumps({**json.loads(second.config.read_text()), "data": str(daemon.root / "data")})
-    )
+    second = Daemon(tmp_path, data=str(daemon.root / "data"))
     assert daemon.process is not None
     assert f"in use by another daemon (process {daemon.process.pid})" in refused(second)
 
@@ -239,7 +235,7 @@ def test_a_read_stops_when_its_client_goes_away(daemon: Daemon) -> None:
         "SELECT sipHash64(number) FROM numbers(1000000000000)",
     ):
         connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
-        connection.request("GET", "/?query=" + quote(query), headers=TOKEN)
+        connection.request("GET", "/?query=" + quote(query), headers=LOGIN)
         wait_for(daemon, running, "1")
         connection.close()
         wait_for(daemon, running, "0")
@@ -261,11 +257,7 @@ def test_kill_query_by_the_clients_id(daemon: Daemon) -> None:
 
 
 def test_kill_waits_for_no_turn(tmp_path: Path) -> None:
-    daemon, count = Daemon(tmp_path), 40
-    daemon.config.write_text(
-        json.dumps({**json.loads(daemon.config.read_text()), "writing_statements": 1})
-    )
-    daemon.start()
+    daemon, count = Daemon(tmp_path, writing_statements=1).start(), 40
     daemon.value("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a")
     running = "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO t%'"
     with ThreadPoolExecutor(count) as pool:
@@ -297,10 +289,7 @@ def test_kill_finds_by_parameter_and_pattern(daemon: Daemon) -> None:
 
 
 def test_kill_reaches_what_waits_for_its_turn_or_its_client(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path)
-    own = {"long_statements": 1, "max_workers": 2, "stop_timeout": 1}
-    daemon.config.write_text(json.dumps({**json.loads(daemon.config.read_text()), **own}))
-    daemon.start()
+    daemon = Daemon(tmp_path, long_statements=1, max_workers=2, stop_timeout=1).start()
     daemon.value("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a")
     query = "SELECT count() FROM numbers(300000) WHERE sleepEachRow(0.00001) = 0"
     assert daemon.send(query).status == 200
@@ -319,7 +308,7 @@ def test_kill_reaches_what_waits_for_its_turn_or_its_client(tmp_path: Path) -> N
         connection = socket.create_connection(("127.0.0.1", daemon.port), timeout=20)
         connection.sendall(
             f"POST /?query=INSERT+INTO+t+FORMAT+TSV&query_id=s{number} HTTP/1.1\r\n"
-            f"Host: x\r\nAuthorization: {TOKEN['Authorization']}\r\n"
+            f"Host: x\r\nAuthorization: {LOGIN['Authorization']}\r\n"
             "Content-Length: 9999999\r\n\r\n1\n".encode()
         )
         stalled.append(connection)
@@ -377,7 +366,7 @@ def test_many_clients_at_once(daemon: Daemon, table: str) -> None:
 def test_first_byte_comes_before_the_end(daemon: Daemon) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
     connection.request(
-        "GET", "/?query=" + quote("SELECT number FROM numbers(10000000000)"), headers=TOKEN
+        "GET", "/?query=" + quote("SELECT number FROM numbers(10000000000)"), headers=LOGIN
     )
     response = connection.getresponse()
     assert response.read(1 << 20)
@@ -398,7 +387,7 @@ def test_memory_stays_bounded_while_streaming(daemon: Daemon) -> None:
         "SELECT randomPrintableASCII(1000) FROM numbers(300000)"
         " FORMAT RowBinary SETTINGS max_block_size = 1000"
     )
-    connection.request("GET", "/?query=" + quote(query), headers=TOKEN)
+    connection.request("GET", "/?query=" + quote(query), headers=LOGIN)
     response = connection.getresponse()
     while piece := response.read(1 << 20):
         total += len(piece)

@@ -6,7 +6,6 @@ import gzip
 import http.client
 import socket
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +13,7 @@ from urllib.parse import quote
 import pytest
 import zstandard
 
-from chdb_http.testing import OWNER, Daemon
+from chdb_http.testing import OWNER, Daemon, basic_auth
 
 LINES = b"".join(b'{"n": %d, "text": "line %d"}\n' % (n, n) for n in range(200000))
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -106,11 +105,11 @@ def test_damage_is_an_error(daemon: Daemon, table: str, name: str, damage: str) 
 
 def abandon(daemon: Daemon, head: bytes, body: bytes) -> None:
     """Send a request whose body breaks off, and hang up."""
-    token = b64encode(":".join(OWNER).encode())
+    login = basic_auth(OWNER)["Authorization"].encode()
     with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
         connection.sendall(
             b"POST /?query=" + quote(INSERT).encode() + b" HTTP/1.1\r\nHost: x\r\n"
-            b"Authorization: Basic " + token + b"\r\n" + head + b"\r\n" + body
+            b"Authorization: " + login + b"\r\n" + head + b"\r\n" + body
         )
 
 
@@ -152,7 +151,6 @@ def test_a_client_that_goes_away_commits_nothing(
 
 def test_a_slow_body_streams(daemon: Daemon, table: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
-    token = b64encode(":".join(OWNER).encode()).decode()
 
     def pieces() -> Iterator[bytes]:
         for n in range(20):
@@ -163,7 +161,7 @@ def test_a_slow_body_streams(daemon: Daemon, table: str) -> None:
         "POST",
         "/?query=" + quote(INSERT),
         pieces(),
-        {"Authorization": f"Basic {token}"},
+        basic_auth(OWNER),
         encode_chunked=True,
     )
     assert connection.getresponse().status == 200

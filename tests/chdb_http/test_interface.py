@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import http.client
 import json
@@ -18,8 +17,9 @@ import zstandard
 from clickhouse_connect.driver.exceptions import DatabaseError
 from clickhouse_connect.driver.external import ExternalData
 
-from chdb_http.testing import OWNER, Daemon
+from chdb_http.testing import OWNER, Daemon, basic_auth
 
+LOGIN = f"Authorization: {basic_auth(OWNER)['Authorization']}\r\n".encode()
 UNPACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.decompress,
     "deflate": zlib.decompress,
@@ -480,11 +480,10 @@ def raw(daemon: Daemon, request: bytes) -> bytes:
 
 
 def test_before_http_1_1_nothing_is_chunked(daemon: Daemon) -> None:
-    login = b"Authorization: Basic " + base64.b64encode(":".join(OWNER).encode()) + b"\r\n"
     head = b"GET /?query=SELECT+number+FROM+numbers(400000) HTTP/1.0\r\n"
     compressed = head.replace(b" HTTP", b"&enable_http_compression=1 HTTP")
     for line in (head, compressed + b"Accept-Encoding: gzip\r\n"):
-        answer = raw(daemon, line + login + b"\r\n")
+        answer = raw(daemon, line + LOGIN + b"\r\n")
         headers, _, body = answer.partition(b"\r\n\r\n")
         assert b"chunked" not in headers
         assert body == b"".join(b"%d\n" % number for number in range(400_000))
@@ -492,9 +491,8 @@ def test_before_http_1_1_nothing_is_chunked(daemon: Daemon) -> None:
 
 
 def test_a_post_without_a_length_is_refused(daemon: Daemon) -> None:
-    login = b"Authorization: Basic " + base64.b64encode(":".join(OWNER).encode()) + b"\r\n"
     head = b"POST /?query=SELECT+1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    assert raw(daemon, head + login + b"\r\n").startswith(b"HTTP/1.1 411 ")
+    assert raw(daemon, head + LOGIN + b"\r\n").startswith(b"HTTP/1.1 411 ")
 
 
 def test_whose_request_it_is_is_said_once(daemon: Daemon) -> None:
@@ -520,8 +518,7 @@ def test_an_insert_that_fails_is_answered_before_its_rows_end(
     daemon: Daemon, encoding: str
 ) -> None:
     rows = PACK["gzip"](b"1\n") if encoding else b"1\n"
-    login = b"Authorization: Basic " + base64.b64encode(":".join(OWNER).encode()) + b"\r\n"
-    head = b"POST /?query=INSERT+INTO+nope+FORMAT+TSV HTTP/1.1\r\nHost: x\r\n" + login
+    head = b"POST /?query=INSERT+INTO+nope+FORMAT+TSV HTTP/1.1\r\nHost: x\r\n" + LOGIN
     if encoding:
         head += b"Content-Encoding: gzip\r\n"
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as connection:
@@ -542,9 +539,8 @@ def test_strings_and_parameters_are_bytes(daemon: Daemon) -> None:
     assert daemon.send(None, text).body == b"FF27FEC3A4\t\xc3\xa4\n"
     query = "SELECT hex({a:String})"
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
-    login = base64.b64encode(":".join(OWNER).encode()).decode()
     path = f"/?{urlencode({'query': query})}&param_a=%FF%C3%A4"
-    connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
+    connection.request("GET", path, headers=basic_auth(OWNER))
     assert connection.getresponse().read() == b"FFC3A4\n"
     connection.close()
     assert daemon.send(None, b"SELECT 1 AS `\xff`").code == 62
