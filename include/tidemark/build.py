@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dbt.cli.main import dbtRunnerResult
     from dbt.contracts.graph.manifest import Manifest
 
+#: Which store dbt works on; None is the warehouse.
+_Target = Literal["postgres"] | None
+
 #: A rate serves its own day and up to this many days after it.
 RATE_DAYS = 7
 SEED_TABLES = ("currencies", "paid_mediums", "source_hosts", "source_rules")
@@ -294,15 +297,13 @@ def dbt(
     settings: Settings,
     arguments: Sequence[str],
     *,
-    target: Literal["postgres"] | None = None,
-    manifest: "Manifest | None" = None,
+    target: _Target = None,
     finished: Callable[[ModelRun], None] | None = None,
 ) -> list[ModelRun]:
     """Run dbt in this process.
 
     Args:
-        target: another than the warehouse.
-        manifest: the parsed project, where the caller has it.
+        target: another store than the warehouse.
         finished: called with each node as it ends, from dbt's own threads.
 
     Returns:
@@ -324,7 +325,7 @@ def dbt(
                 ModelRun(node.node_name, result.status, result.execution_time, "", node.unique_id)
             )
 
-    outcome = _invoke(settings, arguments, target, manifest, heard)
+    outcome = _invoke(settings, arguments, target, parse(settings, target), heard)
     runs = [
         ModelRun(
             result.node.name,
@@ -344,27 +345,13 @@ def dbt(
     return runs
 
 
-class Project:
-    """The dbt project for several commands in a row, read once."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._manifest: Manifest | None = None
-
-    def run(self, *arguments: str) -> None:
-        """Run a command of dbt; raises as `dbt` does."""
-        self._manifest = self._manifest or parse(self._settings)
-        dbt(self._settings, arguments, manifest=self._manifest)
-
-
-#: Of `read_ahead`, each by what it depends on.
-_manifests: "dict[str, Manifest]" = {}
+#: The project as dbt read it in this process, by what that depends on. In bytes: a command leaves
+#: its marks in what it is given, so each is given its own.
+_read: dict[str, bytes] = {}
 
 
 def read_ahead(settings: Settings) -> None:
     """Read the dbt project, and compile its macros, for this process and each forked from it.
-
-    What was read serves one `parse` of each.
 
     Raises:
         TidemarkError: dbt cannot read it.
@@ -372,42 +359,45 @@ def read_ahead(settings: Settings) -> None:
     from dbt.adapters.factory import reset_adapters
     from dbt_common.clients.jinja import template_cache
 
-    manifest = _manifests[_read_as(settings)] = parse(settings)
     # A command compiles each macro that it calls, a quarter of its processor time. Of dbt's own
     # few are called.
-    for macro in manifest.macros.values():
+    for macro in parse(settings).macros.values():
         if macro.package_name != "dbt":
             template_cache.get_node_template(macro)
     # The locks of an adapter are shared by the processes that inherit it. dbt leaves this untyped.
     reset_adapters()  # type: ignore[no-untyped-call]
 
 
-def parse(settings: Settings) -> "Manifest":
-    """The dbt project as dbt reads it.
+def parse(settings: Settings, target: _Target = None) -> "Manifest":
+    """The dbt project as dbt reads it, once in a process as long as it does not change.
 
     Raises:
         TidemarkError: dbt cannot read it.
     """
-    # Handed out once: the command that is given it leaves its marks there.
-    ready = _manifests.pop(_read_as(settings), None) if _manifests else None
-    if ready is not None:
-        return ready
-    outcome = _invoke(settings, ["parse"], None, None, lambda _: None)
-    if not outcome.success or outcome.result is None:
-        raise TidemarkError(f"dbt parse failed: {_first_lines(str(outcome.exception))}")
-    return cast("Manifest", outcome.result)
+    from dbt.contracts.graph.manifest import Manifest
+    from dbt.parser import manifest as reading
+
+    key = _read_as(settings, target)
+    if key not in _read:
+        outcome = _invoke(settings, ["parse"], target, None, lambda _: None)
+        if not outcome.success or outcome.result is None:
+            raise TidemarkError(f"dbt parse failed: {_first_lines(str(outcome.exception))}")
+        # As dbt itself keeps it between runs; it does not survive being pickled.
+        found = cast("Manifest", outcome.result)
+        _read[key] = found.to_msgpack(reading.extended_mashumaro_encoder)
+    return Manifest.from_msgpack(_read[key], decoder=reading.extended_mashumuro_decoder)
 
 
-def _read_as(settings: Settings) -> str:
-    """What the project, as read, depends on: its files and the words of the topology in them."""
+def _read_as(settings: Settings, target: _Target) -> str:
+    """What the project, as read, depends on: its files, the store, the topology's words in them."""
     words = json.dumps(clickhouse.topology(settings).words, sort_keys=True)
-    return _digest([settings.dbt_project]) + words
+    return f"{_digest([settings.dbt_project])} {target} {words}"
 
 
 def _invoke(
     settings: Settings,
     arguments: Sequence[str],
-    target: str | None,
+    target: _Target,
     manifest: "Manifest | None",
     heard: Callable[[Any], None],
 ) -> "dbtRunnerResult":
@@ -419,7 +409,8 @@ def _invoke(
         "--project-dir", str(settings.dbt_project),
         "--profiles-dir", str(settings.dbt_project),
         *(("--target", target) if target else ()),
-        "--target-path", str(folder / "target"),
+        # What dbt keeps of its reading is of one store.
+        "--target-path", str(folder / (f"target-{target}" if target else "target")),
         "--log-path", str(settings.logs / "dbt"),
         # The caller tells what failed; stdout is for its own document.
         "--log-level", "none", "--log-level-file", "debug",

@@ -36,7 +36,6 @@ from tidemark import (
     replicas,
     requests,
 )
-from tidemark import build as building
 from tidemark import plan as planning
 from tidemark import purge as purging
 from tidemark.clickhouse import identifier, identifiers, literal
@@ -214,9 +213,7 @@ class _Erasure:
         self.note = note
         self.keyring = Keyring.from_settings(settings)
         self.topology = clickhouse.topology(settings)
-        self.door = purging.Door(
-            settings, connection, ladder, self.keyring, building.Project(settings), clock, (), note
-        )
+        self.door = purging.Door(settings, connection, ladder, self.keyring, clock, (), note)
         self.classes = {name: own for name, own in ladder.classes.items() if own.subjects}
         self.own = f"workspace_id = {literal(self.workspace_id)}"
         #: In force on the workspace.

@@ -118,8 +118,8 @@ def run(
     if layer == "staging" and changed:
         building.dbt(settings, ["run"], target="postgres")
     # Staging is views, which change with the project alone.
-    manifest = building.parse(settings) if layer != "staging" or changed else None
-    wanted = _nodes(manifest, layer, with_views=changed) if manifest else {}
+    runs = layer != "staging" or changed
+    wanted = _nodes(building.parse(settings), layer, with_views=changed) if runs else {}
     # Steps are emptied at the end of each run, so what failed needs them again.
     due = {node for node in wanted if node not in done}
     if due:
@@ -131,7 +131,6 @@ def run(
         _record(connection, build_id, layer, run, clock())
 
     if due:
-        assert manifest is not None
         try:
             building.dbt(
                 settings,
@@ -141,7 +140,6 @@ def run(
                     "--indirect-selection", "empty",
                     "--select", *sorted(wanted[node].selector for node in due),
                 ],
-                manifest=manifest,
                 finished=finished,
             )  # fmt: skip
         finally:

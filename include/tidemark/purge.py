@@ -96,7 +96,6 @@ class Door:
     connection: Connection
     ladder: policy.Policy
     keyring: Keyring
-    project: building.Project
     clock: Callable[[], datetime]
     #: What `expire` empties.
     shelves: tuple[Shelf, ...]
@@ -588,7 +587,7 @@ class Door:
     def _anonymise(self, step: Step) -> None:
         clickhouse.execute(self.settings, "truncate table retention.expiring_days")
         self._put_days(step, "retention.expiring_days")
-        self.project.run("snapshot")
+        building.dbt(self.settings, ["snapshot"])
         query = self.settings.sql / "purge" / "anonymised.sql"
         for row in clickhouse.rows(self.settings, query.read_text(encoding="utf-8")):
             if row["missing"]:
@@ -631,7 +630,8 @@ class Door:
         self._mark(step, f"has permits for {len(permits)} tables")
         tables = [permit["table_name"] for permit in permits]
         arguments = {"plan_id": plan_id, "step_id": step.step_id, "tables": tables}
-        self.project.run("run-operation", "retention_destroy", "--args", json.dumps(arguments))
+        operation = ["run-operation", "retention_destroy", "--args", json.dumps(arguments)]
+        building.dbt(self.settings, operation)
         self._mark(step, "its tables are clean")
 
     def _settled(self, target: Target) -> replicas.Standing:

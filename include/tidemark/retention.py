@@ -437,5 +437,4 @@ def _door(
     settings: Settings, connection: Connection, ladder: Policy, clock: Clock, note: Note
 ) -> purging.Door:
     keyring = Keyring.from_settings(settings)
-    project = building.Project(settings)
-    return purging.Door(settings, connection, ladder, keyring, project, clock, _SHELVES, note)
+    return purging.Door(settings, connection, ladder, keyring, clock, _SHELVES, note)

@@ -112,7 +112,7 @@ def _changed_and_read(settings: Settings, answer: "multiprocessing.SimpleQueue[b
     model = next(settings.dbt_project.rglob("int_pixel_daily.sql"))
     model.write_text(model.read_text(encoding="utf-8") + "-- changed\n", encoding="utf-8")
     # So that it reads every file, not the changed one alone.
-    shutil.rmtree(settings.home / "dbt" / "target")
+    shutil.rmtree(settings.home / "dbt" / "target", ignore_errors=True)
     name = "model.tidemark.int_pixel_daily"
     found = [own.nodes[name].raw_code for own in (ahead, building.parse(settings))]
     answer.put(["-- changed" in text for text in found] == [False, True])
@@ -139,10 +139,9 @@ def test_a_project_that_was_read_ahead_serves_what_is_forked(
 
     shutil.copytree(own.dbt_project, settings.dbt_project, dirs_exist_ok=True)
     monkeypatch.setattr(building, "_invoke", None)
-    # Nothing is asked of dbt, once: what is handed out, a command may change.
+    # Nothing is asked of dbt, and what one command changes, the next does not see.
+    building.parse(settings).nodes.clear()
     assert building.parse(settings).nodes
-    with pytest.raises(TypeError):
-        building.parse(settings)
 
 
 def test_a_retry_runs_what_failed_and_a_load_in_between_is_built(
