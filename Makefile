@@ -3,7 +3,7 @@
 # system trusts, as behind a proxy with a certificate of its own.
 export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
-.PHONY: help demo test test-airflow test-cluster up down lint docs bench bench-endpoint bench-scale faults lock faults-endpoint soak
+.PHONY: help demo test test-faults test-airflow test-cluster up down lint docs bench bench-endpoint bench-scale faults lock faults-endpoint soak
 PYTHON ?= python3.11
 KILLS ?= 300
 UV := .uv/bin/uv
@@ -15,9 +15,14 @@ help:  ## list the targets
 demo: .venv/.installed  ## install, load 14 months of three workspaces, build, tie out, purge, show
 	.venv/bin/tidemark demo
 
-# A file's tests share a home, so they stay together; the quick ones come last, as they are listed.
+# A file's tests share a home, so they stay together, in the order in which they are listed.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: .venv/.installed  ## install if needed and run every test
-	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	.venv/bin/pytest $(SIDE_BY_SIDE)
+
+test-faults: .venv/.installed  ## kills at every step, and loads of clients, some minutes
+	.venv/bin/pytest -m faults $(SIDE_BY_SIDE)
 
 test-airflow: .venv/.installed  ## the DAGs on the real scheduler, outages too, many minutes
 	.venv/bin/pytest -m airflow tests/dags

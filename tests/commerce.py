@@ -7,7 +7,6 @@ knows no scope and no increment.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,19 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path
 from threading import Lock
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from dbt.cli.main import dbtRunner, dbtRunnerResult
 from urllib3.connectionpool import HTTPConnectionPool
 
 from homes import Warehouse
-from tidemark import clickhouse, secrets_store
-
-PROJECT = Path(__file__).parents[1] / "dbt_project"
+from tidemark import build, clickhouse
 
 PLATFORMS = {
     "r01": "google", "r02": "meta", "r03": "tiktok", "r04": "pinterest", "r05": "amazon",
@@ -262,11 +257,9 @@ class Dbt:
     """dbt over one warehouse; it keeps what was loaded, to tell which days a change touches."""
 
     warehouse: Warehouse
-    folder: Path
     rows: set[Row] = field(default_factory=set)
     #: Workspaces, measure groups and days that `purge` closed.
     frozen: set[tuple[str, str, date]] = field(default_factory=set)
-    _runner: dbtRunner = field(default_factory=dbtRunner)
     reads: Counter[str] = field(default_factory=Counter)
 
     def query(self, sql: str) -> list[dict[str, Any]]:
@@ -278,22 +271,13 @@ class Dbt:
         ).body
         return [json.loads(line) for line in body.splitlines()]
 
-    def invoke(self, *arguments: str) -> dbtRunnerResult:
-        """Run dbt in this process."""
-        places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
-        with self._environment(), self._counting():
-            return self._runner.invoke([*arguments, *places, "--quiet"])
-
     def run(self, *arguments: str) -> None:
-        """Run dbt, and fail the test with what it said where it fails."""
-        outcome = self.invoke(*arguments)
-        if not outcome.success:
-            said = [
-                f"{result.node.name}: {result.message}"
-                for result in getattr(outcome.result, "results", ())
-                if result.status not in ("success", "pass", "skipped")
-            ]
-            pytest.fail(f"dbt {' '.join(arguments)} failed: {said or outcome.exception}")
+        """Run dbt in this process. Raises TidemarkError with what it said where it fails."""
+        with self._counting():
+            build.dbt(self.warehouse.settings, arguments)
+        if arguments == ("run",):
+            # The contracts held: they need not be asked about again.
+            build.note_models(self.warehouse.settings)
 
     def open(
         self, workspaces: Iterable[Workspace], rates: Iterable[tuple[date, str, str, str]] = ()
@@ -443,23 +427,6 @@ class Dbt:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(HTTPConnectionPool, "urlopen", counted)
-            yield
-
-    @contextmanager
-    def _environment(self) -> Iterator[None]:
-        settings = self.warehouse.settings
-        password = secrets_store.read_password(settings.secrets, secrets_store.CLICKHOUSE_OWNER)
-        values = {
-            "TIDEMARK_CLICKHOUSE_PORT": str(settings.clickhouse_port),
-            "DBT_ENV_SECRET_CLICKHOUSE_PASSWORD": password,
-            "DBT_TARGET_PATH": str(self.folder / "target"),
-            "DBT_LOG_PATH": str(self.folder / "logs"),
-        }
-        with pytest.MonkeyPatch.context() as patch:
-            for name in [name for name in os.environ if name.startswith("TIDEMARK_")]:
-                patch.delenv(name)
-            for name, value in values.items():
-                patch.setenv(name, value)
             yield
 
 

@@ -172,6 +172,7 @@ def test_a_write_gives_its_place_back_before_its_slow_client_is_done(
     asyncio.run(check())
 
 
+@pytest.mark.faults
 def test_a_short_soak() -> None:
     """The whole of it takes ten minutes: ``make soak``."""
     figures, wrong = soak_endpoint.run(20)

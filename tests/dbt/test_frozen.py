@@ -60,10 +60,10 @@ def rate(of: str, to: str, day: date) -> Decimal:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dbt]:
+def engine() -> Iterator[Dbt]:
     with new_home() as home:
         home.run("up", "--no-airflow")
-        dbt = Dbt(home, tmp_path_factory.mktemp("dbt"))
+        dbt = Dbt(home)
         dbt.run("seed")
         yield dbt
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from homes import Warehouse
 from landings import AS_OF, DAY, Tenant, changed, fixture, tenant
@@ -142,6 +143,7 @@ def _assert_nothing_is_left_over(shop: Tenant) -> None:
     ) == []  # fmt: skip
 
 
+@pytest.mark.faults
 def test_killed_at_each_step_and_rerun(warehouse: Warehouse, tmp_path: Path) -> None:
     calm, shop = tenant(warehouse, tmp_path / "calm"), tenant(warehouse, tmp_path / "killed")
     for round_, (where, name, nth) in enumerate(STEPS, 1):
