@@ -34,11 +34,11 @@ Kind = Literal["daily", "monthly"]
 
 ARCHIVE, DUMP, MANIFEST = "clickhouse", "postgres.dump", "manifest.json"
 #: Entries of the ledger.
-DONE, CHECKED, EXPIRY_BEGUN, EXPIRED = (
-    "backup_done", "backup_checked", "backup_expiry_begun", "backup_expired",
+DONE, CHECKED, EXPIRY_BEGUN, EXPIRED, RESTORED = (
+    "backup_done", "backup_checked", "backup_expiry_begun", "backup_expired", "restored",
 )  # fmt: skip
 _WRITING = ".writing"
-_ERASURES = "erasures.json"
+_ERASURES, _HOLDS = "erasures.json", "holds.json"
 _FORMAT = 1
 _NAME = re.compile(r"(daily|monthly)-\d{4}-\d{2}-\d{2}T\d{6}Z")
 #: That are read back together, unless one table alone has more.
@@ -156,7 +156,7 @@ class LastBackup:
     name: str
     #: When it had been read back.
     verified_at: datetime
-    #: It still lies at the location.
+    #: It still lies at the location, its files in their sizes.
     is_there: bool
 
     def is_fresh(self, now: datetime, hours: int) -> bool:
@@ -210,6 +210,7 @@ def make(
                 made.append(maker.make("monthly"))
             report = BackupReport(tuple(made), tuple(maker.expire()))
             _forget_erasures(settings, connection)
+            keep_holds(settings, connection)
             return report
 
 
@@ -287,19 +288,38 @@ def check(
 
 
 def last_made(settings: Settings, connection: Connection) -> "LastBackup | None":
-    """The newest daily that the ledger knows; None where none was ever made."""
+    """The newest daily that the ledger knows, or what all was restored from since.
+
+    A home that was restored knows no entry of the very backup that it is made of. None where none
+    was ever made.
+    """
     row = connection.execute(
-        "select document ->> 'name' as name, at from control.ledger where kind = %s"
-        " and document ->> 'kind' = 'daily' order by entry_id desc limit 1",
-        [DONE],
+        "select coalesce(document ->> 'name', document ->> 'backup') as name, at"
+        " from control.ledger where (kind = %s and document ->> 'kind' = 'daily')"
+        " or (kind = %s and document ->> 'table' is null) order by entry_id desc limit 1",
+        [DONE, RESTORED],
     ).fetchone()
     if row is None:
         return None
-    is_there = _place(settings).exists(f"{row['name']}/{MANIFEST}")
-    return LastBackup(row["name"], row["at"], is_there)
+    return LastBackup(row["name"], row["at"], _is_whole(settings, row["name"]))
 
 
-def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Sequence[str]) -> None:
+def _is_whole(settings: Settings, name: str) -> bool:
+    """Whether a backup's files are there in their sizes; their contents only a check reads."""
+    place = _place(settings)
+    manifest = place.json(f"{name}/{MANIFEST}")
+    return manifest is not None and all(
+        place.bytes(f"{name}/{file}") == own["bytes"] for file, own in manifest["files"].items()
+    )
+
+
+def keep_erasure(
+    settings: Settings,
+    connection: Connection,
+    code: str,
+    workspace_id: str,
+    hashes: Sequence[str],
+) -> None:
     """Note beside the backups whom a restore must not bring back; the same request once.
 
     Called before anything of the person goes. Where there is no backup nothing is noted: a later
@@ -307,8 +327,11 @@ def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Seque
 
     Args:
         hashes: of the person, as the request has them.
+
+    Raises:
+        TidemarkError: the ledger knows backups, and the location has none.
     """
-    if not stored(settings):
+    if not _has_backups(settings, connection):
         return
     known = noted_erasures(settings)
     if not any(own["code"] == code for own in known):
@@ -317,9 +340,66 @@ def keep_erasure(settings: Settings, code: str, workspace_id: str, hashes: Seque
 
 
 def noted_erasures(settings: Settings) -> list[Mapping[str, Any]]:
-    """What `keep_erasure` noted: code, workspace_id and hashes of each request."""
-    text = _place(settings).read(_ERASURES)
-    return json.loads(text) if text is not None else []
+    """What `keep_erasure` noted: code, workspace_id and hashes of each request.
+
+    Raises:
+        TidemarkError: the file is damaged.
+    """
+    return _noted(settings, _ERASURES)
+
+
+def keep_holds(settings: Settings, connection: Connection) -> None:
+    """Note beside the backups which holds are in force: a restore of an older one obeys them.
+
+    Raises:
+        TidemarkError: the ledger knows backups, and the location has none.
+    """
+    if not _has_backups(settings, connection):
+        return
+    standing = connection.execute(
+        "select workspace_id, class as data_class, subject_hashes as hashes, reason"
+        " from control.holds where released_at is null order by hold_id"
+    ).fetchall()
+    if standing != noted_holds(settings):
+        _place(settings).put_json(standing, _HOLDS)
+
+
+def noted_holds(settings: Settings) -> list[Mapping[str, Any]]:
+    """What `keep_holds` noted: workspace_id, data_class, hashes and reason of each hold.
+
+    Raises:
+        TidemarkError: the file is damaged.
+    """
+    return _noted(settings, _HOLDS)
+
+
+def _noted(settings: Settings, name: str) -> list[Mapping[str, Any]]:
+    text = _place(settings).read(name)
+    try:
+        return list(json.loads(text)) if text is not None else []
+    except ValueError as error:
+        raise TidemarkError(
+            f"{settings.backups}/{name} is no JSON: bring back what it was; without it a restore"
+            " would not know what came after a backup"
+        ) from error
+
+
+def _has_backups(settings: Settings, connection: Connection) -> bool:
+    """Whether there are backups that a restore could take."""
+    if stored(settings):
+        return True
+    known = connection.execute(
+        "select from control.ledger as done where kind = %s and not exists (select"
+        " from control.ledger as gone where gone.kind = %s"
+        " and gone.document -> 'name' = done.document -> 'name') limit 1",
+        [DONE, EXPIRED],
+    ).fetchone()
+    if known is not None:
+        raise TidemarkError(
+            f"the ledger knows backups, and there is none in {settings.backups}: is its disk"
+            " there, and is TIDEMARK_BACKUPS what it was?"
+        )
+    return False
 
 
 def erased_since(
@@ -668,6 +748,11 @@ def run(settings: Settings, statement: str) -> None:
     try:
         clickhouse.execute(settings, statement, timeout=_PATIENCE)
     except ClickHouseError as error:
+        if "is not allowed for backups" in str(error):
+            raise TidemarkError(
+                "ClickHouse was started for another TIDEMARK_BACKUPS: run `tidemark down` and"
+                " `tidemark up`"
+            ) from error
         raise TidemarkError(f"ClickHouse: {error}") from error
 
 

@@ -336,13 +336,14 @@ def workspace_add(
     as_json: JsonOption = False,
 ) -> None:
     """Make a workspace; its timezone and currency never change."""
-    from tidemark import postgres, workspaces
+    from tidemark import ledger, postgres, workspaces
 
     settings = Settings.from_env()
     workspace = workspaces.Workspace(
         workspace_id, timezone, currency.upper(), plan.value, revenue_source.value
     )
     workspaces.check(workspace, settings)
+    ledger.refuse_half_restored(settings)
     with postgres.connect(settings) as connection:
         created = workspaces.add(connection, settings, workspace, datetime.now(UTC))
 

@@ -109,8 +109,13 @@ def erase(
 
     def human() -> None:
         _print(document)
-        if not later:
+        if request.status == "held":
+            print("ask for it again after the release: then it goes on")
+        if request.status == "done" and not request.outcome:
+            print("no row was found by this subject: is it what the source sent?")
+        if request.outcome:
             print("run `tidemark build`: the days that still change are made again without them")
+        if not later:
             print("cold files keep their rows until they end; no recall brings those back")
 
     emit(document, human, as_json=as_json)

@@ -35,6 +35,14 @@ def _on_record(settings: Settings) -> "Iterator[Connection]":
         yield connection
 
 
+def _note_holds(settings: Settings) -> None:
+    """Beside the backups too; a hold that cannot be noted there stands all the same."""
+    from tidemark import backup, postgres
+
+    with postgres.connect(settings) as connection:
+        backup.keep_holds(settings, connection)
+
+
 @override_app.command("set")
 def override_set(
     workspace_id: WorkspaceArgument,
@@ -180,6 +188,7 @@ def hold_add(
             reason=reason,
             now=datetime.now(UTC),
         )
+    _note_holds(settings)
 
     def human() -> None:
         print(f"hold {hold.hold_id} {'stands' if is_new else 'stood already'}")
@@ -200,6 +209,7 @@ def hold_release(
         hold, released = holds.release(
             connection, keys.Keyring.from_settings(settings), hold_id, datetime.now(UTC)
         )
+    _note_holds(settings)
 
     def human() -> None:
         print(f"hold {hold_id} {'is released' if released else 'was released before'}")

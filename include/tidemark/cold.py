@@ -954,6 +954,7 @@ def delete(settings: Settings, connection: Connection, own: Due, now: datetime) 
 
     Raises:
         Refused: a hold keeps it, it is another file than was due, or it was recalled again.
+        TidemarkError: the location is away.
     """
     what = f"{own.of_class} of {own.workspace_id}, {own.month:%Y-%m}"
     if _held_by(policy.holds(connection), own.of_class, own.workspace_id):
@@ -976,7 +977,9 @@ def delete(settings: Settings, connection: Connection, own: Due, now: datetime) 
     for file in _files(connection, "sealed_at is not null and cold_id = %s", [own.number]):
         if file.manifest is None or file.manifest["sha256"] != own.sha256:
             raise Refused(f"{file.name} is not the file that was due")
-        _Place(settings).remove(file.path, _manifest_path(file.path))
+        place = _Place(settings)
+        place.check_there()
+        place.remove(file.path, _manifest_path(file.path))
         connection.execute(
             "update control.cold_files set deleted_at = %s where cold_id = %s", [now, file.cold_id]
         )

@@ -33,6 +33,7 @@ from tidemark import (
     frozen,
     ledger,
     policy,
+    postgres,
     replicas,
     requests,
 )
@@ -123,12 +124,18 @@ def receive(
     """Put a person's erasure on record; see `requests.receive`.
 
     Raises:
-        UsageError: there is no such workspace, or the subject is empty.
-        TidemarkError: a store does not answer.
+        UsageError: there is no such workspace, or the subject is none.
+        TidemarkError: a store does not answer, or the backups' location; the request is on record
+            then.
     """
-    return requests.receive(
+    request, is_new = requests.receive(
         settings, workspace_id=workspace_id, kind="erase", subject=subject, now=now
     )
+    with postgres.connect(settings) as connection:
+        # It is not forgotten with what a restore of an older backup takes away.
+        hashes = requests.subject_hashes(connection, request.code)
+        backup.keep_erasure(settings, connection, request.code, workspace_id, hashes)
+    return request, is_new
 
 
 def carry_out(
@@ -284,7 +291,9 @@ class _Erasure:
                     f"request {self.code} does not say whom it is of: ask for a new one"
                 )
             # A restore of an older backup does not bring them back either.
-            backup.keep_erasure(self.settings, self.code, self.workspace_id, hashes)
+            backup.keep_erasure(
+                self.settings, self.connection, self.code, self.workspace_id, hashes
+            )
             with self.connection.cursor() as cursor:
                 cursor.executemany(
                     _LISTED, [(self.workspace_id, value, self.clock()) for value in hashes]

@@ -443,6 +443,7 @@ def delete(settings: Settings, connection: Connection, own: Due, now: datetime) 
 
     Raises:
         Refused: a hold keeps it, or it was written again.
+        TidemarkError: the location is away.
     """
     if _held_by(policy.holds(connection), own.workspace_id):
         raise Refused(f"export {own.number} of {own.workspace_id} came on hold after it was due")
@@ -455,7 +456,9 @@ def delete(settings: Settings, connection: Connection, own: Due, now: datetime) 
         return
     if row["expires_on"] > now.astimezone(UTC).date():
         raise Refused(f"export {row['code']} was written again and stays until {row['expires_on']}")
-    _place(settings).remove_folder(row["code"])
+    place = _place(settings)
+    place.check_there()
+    place.remove_folder(row["code"])
     connection.execute(
         "update control.requests set deleted_at = %s where request_id = %s", [now, own.number]
     )

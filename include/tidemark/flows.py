@@ -26,8 +26,6 @@ from tidemark.frozen import Closed
 from tidemark.keys import Keyring
 from tidemark.postgres import Connection
 
-#: In the home while a restore is under way: nothing else may run on half of the rows.
-RESTORING = "restoring"
 # Load, build and purge change the same tables, so one at a time holds this advisory lock.
 _WAREHOUSE_LOCK = 0x7469_6466
 
@@ -99,8 +97,8 @@ def warehouse(
         if row is not None and not row["held"]:
             note("another load or build is running: waiting for it")
             connection.execute("select pg_advisory_lock(%s)", [_WAREHOUSE_LOCK])
-        if not is_restore and (settings.home / RESTORING).exists():
-            raise Refused("a restore was begun and not finished: run `tidemark restore` again")
+        if not is_restore:
+            ledger.refuse_half_restored(settings)
         # Closing the connection lets the lock go, also when the process is killed.
         yield connection
 

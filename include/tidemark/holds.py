@@ -1,5 +1,6 @@
 """Legal holds: what they cover is neither purged nor erased until they are released."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -59,19 +60,45 @@ def add(
     _check(connection, ladder, workspace_id, data_class, subject)
     reason = ledger.checked_reason(reason)
     hashes = subject_hashes(connection, keyring, ladder, workspace_id, subject)
+    return put(
+        connection,
+        keyring,
+        workspace_id=workspace_id,
+        data_class=data_class,
+        hashes=hashes,
+        reason=reason,
+        now=now,
+    )
+
+
+def put(
+    connection: Connection,
+    keyring: Keyring,
+    *,
+    workspace_id: str,
+    data_class: str | None,
+    hashes: Sequence[str],
+    reason: str,
+    now: datetime,
+) -> tuple[HoldRecord, bool]:
+    """Put a hold whose parts were checked, in the caller's transaction; see `add`.
+
+    Args:
+        hashes: of the person, sorted; none for nobody.
+    """
     # Two at once would both find none.
     connection.execute("lock table control.holds in share row exclusive mode")
     row = connection.execute(
         "select hold_id from control.holds where released_at is null and workspace_id = %s"
         " and class is not distinct from %s and subject_hashes = %s::text[] and reason = %s",
-        [workspace_id, data_class, hashes, reason],
+        [workspace_id, data_class, list(hashes), reason],
     ).fetchone()
     if row is not None:
         return _one(connection, row["hold_id"]), False
     row = connection.execute(
         "insert into control.holds (workspace_id, class, subject_hashes, reason, added_at)"
         " values (%s, %s, %s, %s, %s) returning hold_id",
-        [workspace_id, data_class, hashes, reason, now],
+        [workspace_id, data_class, list(hashes), reason, now],
     ).fetchone()
     assert row is not None
     hold = _one(connection, row["hold_id"])

@@ -208,15 +208,37 @@ def checked_reason(text: str) -> str:
     return reason
 
 
+def restore_marker(settings: Settings) -> Path:
+    """The file that stands in the home while a restore is under way; it names the backup."""
+    return settings.home / "restoring"
+
+
+def refuse_half_restored(settings: Settings) -> None:
+    """Refuse to write where a restore would take it away.
+
+    Raises:
+        Refused: a restore was begun and not finished.
+    """
+    if restore_marker(settings).exists():
+        raise Refused("a restore was begun and not finished: run `tidemark restore` again")
+
+
 @contextmanager
 def kept_outside(
-    settings: Settings, connection: Connection, clock: Callable[[], datetime]
+    settings: Settings,
+    connection: Connection,
+    clock: Callable[[], datetime],
+    *,
+    is_restore: bool = False,
 ) -> Iterator[None]:
     """Copy the head before and after what writes entries, also where that fails; see `copy_head`.
 
     Raises:
+        Refused: a restore was begun and not finished, and this is not it.
         TidemarkError: as `copy_head`.
     """
+    if not is_restore:
+        refuse_half_restored(settings)
     copy_head(settings, connection, clock())
     try:
         yield

@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from tidemark.errors import UsageError
+from tidemark.errors import TidemarkError, UsageError
 
 Document = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 _CHUNK_BYTES = 1 << 20
@@ -32,6 +32,7 @@ class Place:
             UsageError: nothing installed speaks the URL's protocol.
         """
         self.folder = folder
+        self._variable = variable
         self._root = UPath(location)
         self._is_remote = "://" in location
         if self._is_remote:
@@ -86,9 +87,15 @@ class Place:
             return None
 
     def folders(self) -> list[str]:
-        """The names of the folders at the location; none where it is missing."""
+        """The names of the folders at the location; none where it is missing.
+
+        Raises:
+            TidemarkError: the location is a file.
+        """
         if not self._root.exists():
             return []
+        if self._root.is_file():
+            raise TidemarkError(f"{self._variable} is {self._root}, which is no folder")
         return sorted(own.name for own in self._root.iterdir() if own.is_dir())
 
     def files(self, path: str) -> Iterator[str]:
@@ -104,6 +111,11 @@ class Place:
             return int((self._root / path).stat().st_size)
         except OSError:
             return None
+
+    def bytes(self, path: str) -> int | None:
+        """The bytes of a file, or of all below a folder; None where it is missing."""
+        root = self._root / path
+        return int(root.fs.du(root.path)) if root.exists() else None
 
     @contextmanager
     def fetched(self, paths: Iterable[str]) -> Iterator[Path]:
@@ -154,6 +166,18 @@ class Place:
     def exists(self, *paths: str) -> bool:
         """Whether one of these files or folders is there."""
         return any((self._root / path).exists() for path in paths)
+
+    def check_there(self) -> None:
+        """Ask before what is not found is said to be gone.
+
+        Raises:
+            TidemarkError: the location itself is away, and who can tell what lies there.
+        """
+        # A bucket without files may be said to be missing.
+        if not self._is_remote and not self._root.is_dir():
+            raise TidemarkError(
+                f"{self._root} is not there: is its disk, and is {self._variable} what it was?"
+            )
 
     def _target(self, path: str) -> UPath:
         target = self._root / path

@@ -11,6 +11,7 @@ from tidemark.errors import UsageError
 
 _BLOCK_BYTES = 64
 _VISITOR = "visitor:"
+_AROUND_ADDRESS = re.compile(r"[\s<>\"']|^mailto:", re.IGNORECASE)
 # Enough for a file of any honest site; a request stays at a few MB.
 _USER_AGENTS_AT_ONCE = 20_000
 
@@ -53,17 +54,24 @@ def subject_hashes(key: bytes, subject: str, sources: Iterable[str]) -> set[str]
         sources: whose customers are known by the vendor's id.
 
     Raises:
-        UsageError: it is empty.
+        UsageError: it is empty, or no identifier that a source could have sent: several lines, or
+            an e-mail address with something around it.
     """
 
     def pseudonym(kind: str, value: str) -> str:
         return keyed_hash(key, f"{kind}\0{value}".encode())
 
-    text = subject.strip()
-    is_visitor = text.startswith(_VISITOR)
-    text = text.removeprefix(_VISITOR).strip()
+    # Some editors begin a file with a mark.
+    text = subject.removeprefix("\ufeff").strip()
+    is_visitor = text.lower().startswith(_VISITOR)
+    if is_visitor:
+        text = text[len(_VISITOR) :].strip()
     if not text:
         raise UsageError("the subject is empty")
+    if not text.isprintable():
+        raise UsageError("the subject is one identifier alone, on one line")
+    if not is_visitor and "@" in text and _AROUND_ADDRESS.search(text):
+        raise UsageError("give the e-mail address alone, without a name, quotes or mailto:")
     if is_visitor:
         return (
             {pseudonym("anonymous_id", text)}

@@ -127,6 +127,7 @@ def _run_postgres(settings: Settings, query: str, owner: bool) -> Result:
 
 @contextmanager
 def _on_record(settings: Settings, query: str, store: Store) -> Iterator[None]:
+    ledger.refuse_half_restored(settings)
     keyring = Keyring.from_settings(settings)
     kind, digest = _kind(query), hashlib.sha256(query.encode()).hexdigest()
     with postgres.connect(settings, autocommit=True) as connection:

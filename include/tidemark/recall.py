@@ -20,7 +20,7 @@ from tidemark.flows import Note, warehouse
 from tidemark.keys import Keyring
 from tidemark.postgres import Connection
 
-_EXPIRES = "expires_at"
+EXPIRES = "expires_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +279,7 @@ class _Recall:
             with cold.opened(self.settings, files, columns) as select:
                 params = {**session, **cold.READING}
                 self._run(
-                    f"insert into {work} ({names}, {_EXPIRES}) select {names},"
+                    f"insert into {work} ({names}, {EXPIRES}) select {names},"
                     f" toDateTime({literal(self.expires_on)}, 'UTC') from ({select})"
                     f" where not ({is_erased})",
                     params,
@@ -369,7 +369,7 @@ class _Recall:
         day = identifier(self.data_class.day)
         described = ", ".join(f"{identifier(own.name)} {own.type}" for own in columns)
         for statement in clickhouse.topology(self.settings).made(
-            f"create table if not exists {target} ({described}, {_EXPIRES} DateTime('UTC')"
+            f"create table if not exists {target} ({described}, {EXPIRES} DateTime('UTC')"
             " comment 'When the rows are due to go again')"
             f" engine = MergeTree partition by (workspace_id, toYYYYMM({day}))"
             f" order by (workspace_id, {day})"

@@ -6,22 +6,31 @@ other run out until it is run again.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tidemark import backup as backups
-from tidemark import clickhouse, engines, erasure, ledger, policy, postgres_dump, requests
+from tidemark import (
+    clickhouse,
+    engines,
+    erasure,
+    holds,
+    ledger,
+    policy,
+    postgres_dump,
+    recall,
+    requests,
+    retention,
+)
+from tidemark import plan as planning
 from tidemark.backup import Backup, Table
 from tidemark.clickhouse import identifier, literal
 from tidemark.config import Settings
 from tidemark.errors import Refused, TidemarkError, UsageError
-from tidemark.flows import RESTORING, Note, warehouse
+from tidemark.flows import Note, warehouse
 from tidemark.keys import Keyring
 from tidemark.postgres import Connection
-
-#: An entry of the ledger.
-RESTORED = "restored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ def everything(
     """
     backups.refuse_cluster(settings)
     found = backups.find(settings, name)
-    marker = settings.home / RESTORING
+    marker = ledger.restore_marker(settings)
     with warehouse(settings, note, is_restore=True) as connection:
         begun = marker.read_text(encoding="utf-8") if marker.exists() else None
         if begun is None:
@@ -84,7 +93,8 @@ def everything(
         for table in found.tables:
             backups.compare(settings, table, table.name)
         engines.apply_schemas(settings)
-        with ledger.kept_outside(settings, connection, clock):
+        with ledger.kept_outside(settings, connection, clock, is_restore=True):
+            _hold_again(settings, connection, clock, note)
             # Before the home is anybody's: none of them may be read again.
             erased = tuple(_erase_again(settings, connection, found, clock, note))
             result = Restored(found.name, None, found.rows, 0, erased)
@@ -103,8 +113,8 @@ def table(
 ) -> Restored:
     """Bring one table back that is missing or empty: of ClickHouse, or of PostgreSQL's schema app.
 
-    Rows of days that were purged since the backup stay away. A table of people is not brought back
-    alone where somebody was erased since.
+    Rows of days that were purged stay away unless a hold keeps them, and so do rows of recalls that
+    are over. A table of people is not brought back alone where somebody was erased since.
 
     Args:
         wanted: as `database.table`.
@@ -131,7 +141,7 @@ def table(
             if wanted not in tables:
                 raise UsageError(f"{found.name} has no table {wanted}")
             note(f"restoring {wanted}")
-            result = _restore_table(settings, connection, folder, found, tables[wanted])
+            result = _restore_table(settings, connection, folder, found, tables[wanted], clock)
         with ledger.kept_outside(settings, connection, clock):
             _enter(settings, connection, result, clock)
     return result
@@ -142,7 +152,19 @@ def _enter(
 ) -> None:
     keyring = Keyring.from_settings(settings)
     with connection.transaction():
-        ledger.append(connection, keyring, RESTORED, result.as_dict(), clock())
+        ledger.append(connection, keyring, backups.RESTORED, result.as_dict(), clock())
+
+
+def _hold_again(
+    settings: Settings, connection: Connection, clock: Callable[[], datetime], note: Note
+) -> None:
+    """Bring back the holds that the backup is older than: what they keep is not erased again."""
+    keyring = Keyring.from_settings(settings)
+    for own in backups.noted_holds(settings):
+        with connection.transaction():
+            hold, is_new = holds.put(connection, keyring, **own, now=clock())
+        if is_new:
+            note(f"hold {hold.hold_id} stands again")
 
 
 def _erase_again(
@@ -237,7 +259,12 @@ def _restore_app(
 
 
 def _restore_table(
-    settings: Settings, connection: Connection, folder: Path, found: Backup, own: Table
+    settings: Settings,
+    connection: Connection,
+    folder: Path,
+    found: Backup,
+    own: Table,
+    clock: Callable[[], datetime],
 ) -> Restored:
     standing = clickhouse.rows(
         settings,
@@ -252,7 +279,7 @@ def _restore_table(
         if not standing:
             backups.run(settings, own.create)
         columns = clickhouse.identifiers(column.name for column in own.columns)
-        purged = _purged(settings, connection, own)
+        purged = _purged(settings, connection, own, clock())
         backups.run(
             settings,
             f"insert into {own.quoted} ({columns}) select {columns} from {relation}"
@@ -287,19 +314,32 @@ def _refuse_erased(settings: Settings, connection: Connection, found: Backup, ta
         )
 
 
-def _purged(settings: Settings, connection: Connection, own: Table) -> str:
-    """SQL that holds for rows of days that a purge of the table's class has closed."""
-    for name, data_class in policy.read(settings).classes.items():
+def _purged(settings: Settings, connection: Connection, own: Table, now: datetime) -> str:
+    """SQL that holds for rows that went, or would have: of closed days and no hold, or of recalls.
+
+    What was derived of several classes goes by each for its own rows.
+    """
+    if own.name.startswith("recalled."):
+        # What they were recalled for is over.
+        return f"toDate({recall.EXPIRES}) <= {literal(now.astimezone(UTC).date())}"
+    ladder = policy.read(settings)
+    retention.publish_holds(settings, connection)
+    standing = policy.holds(connection)
+    gone = []
+    for name, data_class in ladder.classes.items():
         if own.name not in (*data_class.tables, *data_class.derived):
             continue
         day = identifier(data_class.day if own.name in data_class.tables else "date_day")
-        ranges = (
+        ranges = [
             f"(workspace_id = {literal(workspace_id)}"
             f" and {day} in ({', '.join(map(literal, days))}))"
             for workspace_id, days in _closed(connection, name).items()
-        )
-        return " or ".join(ranges) or "false"
-    return "false"
+        ]
+        if ranges:
+            held = planning.held_condition(ladder, name, own.name, standing)
+            of_class = planning.own_condition(ladder, name, own.name)
+            gone.append(f"({of_class} and not {held} and ({' or '.join(ranges)}))")
+    return " or ".join(gone) or "false"
 
 
 def _closed(connection: Connection, data_class: str) -> dict[str, Sequence[Any]]:

@@ -248,7 +248,16 @@ def test_a_killed_restore_is_finished_and_keeps_others_out(
         patch.setattr("tidemark.restore._restore_clickhouse", killed)
         assert other.run("restore", check=False).code != 0
     assert (other.settings.home / "restoring").read_text() == made["daily"]["name"]
-    assert "restore" in refused(other, "load", code=3).stderr
+    for arguments in (
+        ("load",),
+        ("hold", "add", "--workspace", "shop", "--reason", "case 12"),
+        ("erase", "--workspace", "shop", "--subject", history.PERSON, "--later"),
+        ("override", "set", "shop", "orders", "12 months"),
+        ("workspace", "add", "new", "--timezone", "UTC", "--currency", "EUR", "--plan", "growth"),
+        ("sql", "--write", "select 1"),
+    ):
+        # What it wrote the restore would take away.
+        assert "run `tidemark restore`" in refused(other, *arguments, code=3).stderr
     assert "not finished" in refused(other, "restore", made["monthly"]["name"], code=3).stderr
     other.run("restore")
     assert figures(other) == figures(built)
@@ -349,6 +358,10 @@ def test_a_purge_needs_a_fresh_backup_and_a_table_comes_back_without_purged_days
     assert "tidemark backup" in outcome.stderr
     assert rows(home, counting) == [before]
     shutil.move(elsewhere, folder)
+    shutil.move(folder / "clickhouse", elsewhere)
+    assert blocked(now), "nor is one without its files"
+    shutil.move(elsewhere, folder / "clickhouse")
+    assert blocked(now) == []
     # What a backup that was killed would leave: rows that are about to go.
     backup.run(home.settings, f"create database {coverage.SCRATCH}")
     left = f"{coverage.SCRATCH}.restored_1"
@@ -363,8 +376,28 @@ def test_a_purge_needs_a_fresh_backup_and_a_table_comes_back_without_purged_days
     assert (done["rows"], done["purged_rows"]) == (before["all"] - before["old"], before["old"])
     assert rows(home, counting) == [{"all": done["rows"], "old": 0}]
     home.run("restore", "--table", "app.api_keys")
+    # Orders and payments share it: each's closed days stay away, but what a hold keeps comes back.
+    with postgres.connect(home.settings) as connection:
+        connection.execute("update app.workspaces set plan = 'enterprise'")
+    home.run("override", "set", "shop", "orders", "12 months")
+    home.run("override", "set", "till", "payments", "12 months")
+    guest = "guest-2024-07-09@example.org"
+    hold = ("hold", "add", "--workspace", "shop", "--class", "orders", "--reason", "case 12")
+    home.run(*hold, "--subject", guest)
+    home.run("backup", "--as-of", str(as_of))
+    home.run("purge", "--as-of", str(as_of))
+    old = "select count() as n from {} where {} < '2024-08-01'"
+    assert rows(home, old.format("raw.orders", "local_date")) == [{"n": 1}]
+    assert rows(home, old.format("intermediate.int_orders", "date_day")) == [{"n": 0}]
+    for table, kept in (("raw.orders", 1), ("intermediate.int_orders", 0)):
+        home.run("sql", "--write", f"truncate table {table}")
+        again = home.run("restore", "--table", table, "--json").json
+        assert again["purged_rows"] > 0
+        assert again["rows"] > kept
+        day = "local_date" if table == "raw.orders" else "date_day"
+        assert rows(home, old.format(table, day)) == [{"n": kept}]
     assert [own["table"] for own in entries(home, "restored")] == [
-        "raw.pixel_events", "app.api_keys",
+        "raw.pixel_events", "app.api_keys", "raw.orders", "intermediate.int_orders",
     ]  # fmt: skip
     assert home.run("audit", "--json").json["findings"] == []
 
@@ -380,6 +413,19 @@ def test_who_was_erased_since_does_not_come_back(fresh_warehouse: Warehouse) -> 
     [before] = rows(home, people)
     assert before["all"] > before["named"] > 0
     export = home.run("export", "--workspace", "shop", "--json").json
+    # A hold that the backup is older than, and an erasure that it stops.
+    guest = f"guest-{DAYS[0]}@example.org"
+    orders = "select count() as n from raw.orders where workspace_id = 'shop'"
+    home.run("hold", "add", "--workspace", "shop", "--subject", guest, "--reason", "case 12")
+    held = refused(home, "erase", "--workspace", "shop", "--subject", guest, "--json", code=3).json
+    later = ("erase", "--workspace", "shop", "--subject", "later@example.org", "--later", "--json")
+    waits = home.run(*later).json["code"]
+    # Without the backups nobody could note whom they must not bring back.
+    shutil.move(home.settings.backups, f"{home.settings.backups}-away")
+    outcome = refused(home, "erase", "--workspace", "shop", "--subject", history.PERSON, code=1)
+    assert "is its disk there" in outcome.stderr
+    assert rows(home, people) == [before]
+    shutil.move(f"{home.settings.backups}-away", home.settings.backups)
     erased = home.run("erase", "--workspace", "shop", "--subject", history.PERSON, "--json").json
     code = erased["code"]
     # Files that have the person go with the next night.
@@ -389,14 +435,20 @@ def test_who_was_erased_since_does_not_come_back(fresh_warehouse: Warehouse) -> 
     [after] = rows(home, people)
     assert after == {"all": before["all"] - before["named"], "named": 0}
     noted = backup.noted_erasures(home.settings)
-    assert [own["code"] for own in noted] == [code]
+    assert {own["code"] for own in noted} == {code, held["code"], waits}
     assert history.PERSON not in json.dumps(noted)
 
     home.run("sql", "--write", "drop table raw.pixel_events sync")
     assert "erased since" in refused(home, "restore", "--table", "raw.pixel_events", code=3).stderr
     with beside(home) as own:
         done = own.run("restore", made, "--json").json
-        assert done["erased"] == [code]
+        assert set(done["erased"]) == {code, held["code"], waits}
+        [hold] = own.run("hold", "list", "--json").json
+        assert hold["reason"] == "case 12"
+        assert own.run("request", "status", held["code"], "--json").json["status"] == "held"
+        assert rows(own, orders) == rows(home, orders) != [{"n": 0}]
+        with postgres.connect(own.settings) as connection:
+            assert backup.last_made(own.settings, connection) is not None
         assert rows(own, people) == [after]
         assert rows(own, "select 1 from raw.orders")
         status = own.run("request", "status", code, "--json").json
@@ -406,10 +458,14 @@ def test_who_was_erased_since_does_not_come_back(fresh_warehouse: Warehouse) -> 
         assert own.run("build", "--as-of", str(LOADED), "--json").json["gate"]["success"]
         # It is noted as long as there is a backup that has them.
         own.run("backup", "--as-of", str(LOADED))
-        assert [left["code"] for left in backup.noted_erasures(own.settings)] == [code]
+        assert code in [left["code"] for left in backup.noted_erasures(own.settings)]
         expired = own.run("backup", "--as-of", "2026-11-01", "--json").json["expired"]
         assert made in expired
-        assert backup.noted_erasures(own.settings) == []
+        # What a hold keeps is not ended, and noted.
+        assert [left["code"] for left in backup.noted_erasures(own.settings)] == [held["code"]]
+        Path(own.settings.backups, "erasures.json").write_text("{")
+        damaged = refused(own, "erase", "--workspace", "shop", "--subject", history.PERSON, code=1)
+        assert "erasures.json is no JSON" in damaged.stderr
 
 
 def test_backups_go_at_their_end_and_a_killed_run_leaves_nothing_half(

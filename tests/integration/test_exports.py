@@ -754,9 +754,15 @@ def test_the_nightly_purge_takes_exports(home: Warehouse) -> None:
     planned = home.run("plan", "--json").json["expiring"]
     assert [own["data_class"] for own in planned if own["data_class"] == "exports"] == ["exports"]
     assert "exports of shop" in home.run("plan").stdout
+    away = Path(home.settings.exports).rename(home.settings.home / "elsewhere")
+    outcome = home.run("purge", check=False)
+    assert "is not there: is its disk" in outcome.stderr + outcome.stdout
+    assert outcome.code != 0
+    away.rename(home.settings.exports)
     report = home.run("purge", "--json", check=False).json
     steps = [own for own in report["steps"] if own["data_class"] == "exports"]
-    assert [(own["action"], own["status"]) for own in steps] == [("delete_export", "done")]
+    # It was begun: the next one ends it.
+    assert [(own["action"], own["status"]) for own in steps] == [("delete_export", "resumed")]
     assert not folder.exists()
     # A copy is no row that was destroyed.
     assert report["rows"] == sum(

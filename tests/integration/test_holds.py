@@ -9,6 +9,7 @@ import pytest
 from homes import Warehouse
 from landings import Tenant, changed, fixture, tenant
 from tidemark import clickhouse, keys, plan, policy, postgres, privacy, retention
+from tidemark.errors import UsageError
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 PERSON = "grace@example.org"
@@ -116,6 +117,23 @@ def test_no_table_of_control_knows_who_is_held(warehouse: Warehouse, tmp_path: P
     assert hashes["n"] > 3
 
 
+@pytest.mark.parametrize(
+    "subject",
+    ["a@example.org\nb@example.org", "Ada <a@example.org>", "mailto:a@example.org", "'a@b.org'"],
+)
+def test_what_no_source_sends_names_nobody(subject: str) -> None:
+    with pytest.raises(UsageError, match="alone"):
+        privacy.subject_hashes(b"key", subject, ("pixel",))
+
+
+def test_what_stands_around_an_identifier_is_none_of_it() -> None:
+    def hashes(subject: str) -> set[str]:
+        return privacy.subject_hashes(b"key", subject, ("pixel",))
+
+    assert hashes("\ufeffa@example.org\n") == hashes("a@example.org")
+    assert hashes("Visitor: Vis ünï") == hashes("visitor:Vis ünï") != hashes("visitor:vis ünï")
+
+
 EVENT = changed(fixture("pixel")[0], url="https://mugs.example/", referrer="", user_agent=None)
 
 
@@ -127,7 +145,11 @@ def test_a_subject_is_found_wherever_the_load_put_them(
         "pixel",
         [
             changed(
-                EVENT, event_id="email", email=" GRACE@example.org", user_id=..., anonymous_id="x"
+                EVENT,
+                event_id="email",
+                email="\t\u00a0GRACE@example.org\u3000",
+                user_id=...,
+                anonymous_id="x",
             ),
             changed(EVENT, event_id="user", email=..., user_id="cust_9", anonymous_id="x"),
             changed(EVENT, event_id="visitor", email=..., user_id=..., anonymous_id="vis-1"),

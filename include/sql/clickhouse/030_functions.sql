@@ -147,11 +147,19 @@ create or replace function tidemark_text as (value) -> ifNull(value, '');
 
 create or replace function tidemark_time as (value) -> parseDateTime64BestEffortOrNull(ifNull(value, ''), 6, 'UTC');
 
+-- Without the white space around it, as Python's str.strip() of privacy.subject_hashes leaves it.
+create or replace function tidemark_trimmed as (value) ->
+    if(
+        match(value, '^[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]|[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]$'),
+        replaceRegexpAll(value, '^[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]+|[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]+$', ''),
+        value
+    );
+
 -- A customer is an e-mail, else the vendor's id of it.
 create or replace function tidemark_customer as (email, source, customer_id, key) ->
     if(
-        trimBoth(email) != '',
-        tidemark_pseudonym('email', lowerUTF8(trimBoth(email)), key),
+        tidemark_trimmed(email) != '',
+        tidemark_pseudonym('email', lowerUTF8(tidemark_trimmed(email)), key),
         if(customer_id in ('', '0'), '', tidemark_pseudonym('customer', concat(source, '\0', customer_id), key))
     );
 

@@ -38,7 +38,7 @@ select
     ifNull(happened_at, toDateTime64(0, 6, 'UTC')) as event_at,
     tidemark_redact(metric) as metric,
     tidemark_pseudonym('profile', profile_id, pseudonym_key) as profile_key,
-    tidemark_pseudonym('email', lowerUTF8(trimBoth(email)), pseudonym_key) as customer_key,
+    tidemark_pseudonym('email', lowerUTF8(tidemark_trimmed(email)), pseudonym_key) as customer_key,
     tidemark_id('message_id', tidemark_text(p.`$message`), pseudonym_key) as message_id,
     tidemark_redact(tidemark_text(p.`Campaign Name`)) as message_name,
     tidemark_id('flow_id', tidemark_text(p.`$flow`), pseudonym_key) as flow_id,

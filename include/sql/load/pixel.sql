@@ -22,7 +22,7 @@ fields as (
         e.timestamp as timestamp_text,
         tidemark_time(timestamp_text) as happened_at,
         e.session_id as session_id,
-        lowerUTF8(trimBoth(e.email)) as email,
+        lowerUTF8(tidemark_trimmed(e.email)) as email,
         e.user_id as user_id,
         toLowCardinality(e.ip) as ip,
         toLowCardinality(e.user_agent) as user_agent,
