@@ -38,6 +38,8 @@ DONE, CHECKED, EXPIRY_BEGUN, EXPIRED, RESTORED = (
     "backup_done", "backup_checked", "backup_expiry_begun", "backup_expired", "restored",
 )  # fmt: skip
 _WRITING = ".writing"
+# Of PostgreSQL's advisory locks, that of what is noted beside the backups.
+_NOTES_LOCK = 0x7469_6E6F
 _ERASURES, _HOLDS = "erasures.json", "holds.json"
 _FORMAT = 1
 _NAME = re.compile(r"(daily|monthly)-\d{4}-\d{2}-\d{2}T\d{6}Z")
@@ -333,10 +335,11 @@ def keep_erasure(
     """
     if not _has_backups(settings, connection):
         return
-    known = noted_erasures(settings)
-    if not any(own["code"] == code for own in known):
-        line = {"code": code, "workspace_id": workspace_id, "hashes": list(hashes)}
-        _place(settings).put_json([*known, line], _ERASURES)
+    with _noting(connection):
+        known = noted_erasures(settings)
+        if not any(own["code"] == code for own in known):
+            line = {"code": code, "workspace_id": workspace_id, "hashes": list(hashes)}
+            _place(settings).put_json([*known, line], _ERASURES)
 
 
 def noted_erasures(settings: Settings) -> list[Mapping[str, Any]]:
@@ -356,12 +359,13 @@ def keep_holds(settings: Settings, connection: Connection) -> None:
     """
     if not _has_backups(settings, connection):
         return
-    standing = connection.execute(
-        "select workspace_id, class as data_class, subject_hashes as hashes, reason"
-        " from control.holds where released_at is null order by hold_id"
-    ).fetchall()
-    if standing != noted_holds(settings):
-        _place(settings).put_json(standing, _HOLDS)
+    with _noting(connection):
+        standing = connection.execute(
+            "select workspace_id, class as data_class, subject_hashes as hashes, reason"
+            " from control.holds where released_at is null order by hold_id"
+        ).fetchall()
+        if standing != noted_holds(settings):
+            _place(settings).put_json(standing, _HOLDS)
 
 
 def noted_holds(settings: Settings) -> list[Mapping[str, Any]]:
@@ -371,6 +375,14 @@ def noted_holds(settings: Settings) -> list[Mapping[str, Any]]:
         TidemarkError: the file is damaged.
     """
     return _noted(settings, _HOLDS)
+
+
+@contextmanager
+def _noting(connection: Connection) -> Iterator[None]:
+    """One at a time reads what is noted and writes it anew, to the end of the transaction."""
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", [_NOTES_LOCK])
+        yield
 
 
 def _noted(settings: Settings, name: str) -> list[Mapping[str, Any]]:
@@ -389,15 +401,15 @@ def _has_backups(settings: Settings, connection: Connection) -> bool:
     if stored(settings):
         return True
     known = connection.execute(
-        "select from control.ledger as done where kind = %s and not exists (select"
-        " from control.ledger as gone where gone.kind = %s"
-        " and gone.document -> 'name' = done.document -> 'name') limit 1",
+        "select document ->> 'name' from control.ledger where kind = %s"
+        " except select document ->> 'name' from control.ledger where kind = %s",
         [DONE, EXPIRED],
     ).fetchone()
     if known is not None:
         raise TidemarkError(
-            f"the ledger knows backups, and there is none in {settings.backups}: is its disk"
-            " there, and is TIDEMARK_BACKUPS what it was?"
+            f"none of the backups that the ledger knows is in {settings.backups}: is its disk"
+            " there, and is TIDEMARK_BACKUPS what it was? Where they are lost, run"
+            " `tidemark backup` first"
         )
     return False
 
@@ -421,11 +433,12 @@ def _ended_before(connection: Connection, code: str, moment: datetime) -> bool:
 
 def _forget_erasures(settings: Settings, connection: Connection) -> None:
     """Forget those that ended before the oldest backup was made: it has none of their rows."""
-    known = noted_erasures(settings)
     oldest = stored(settings)[-1].made_at
-    needed = [own for own in known if not _ended_before(connection, own["code"], oldest)]
-    if needed != known:
-        _place(settings).put_json(needed, _ERASURES)
+    with _noting(connection):
+        known = noted_erasures(settings)
+        needed = [own for own in known if not _ended_before(connection, own["code"], oldest)]
+        if needed != known:
+            _place(settings).put_json(needed, _ERASURES)
 
 
 # -- making --------------------------------------------------------------------------------------
