@@ -396,8 +396,18 @@ def test_a_purge_needs_a_fresh_backup_and_a_table_comes_back_without_purged_days
         assert again["rows"] > kept
         day = "local_date" if table == "raw.orders" else "date_day"
         assert rows(home, old.format(table, day)) == [{"n": kept}]
+    # Recalled for thirty days that are over.
+    recall = ("recall", "pixel_events", "--workspace", "shop", "--month", "2024-07")
+    home.run(*recall, "--as-of", str(as_of))
+    [recalled] = rows(home, "select count() as n from recalled.pixel_events")
+    assert recalled["n"] > 0
+    home.run("backup", "--as-of", str(as_of))
+    home.run("sql", "--write", "truncate table recalled.pixel_events")
+    again = home.run("restore", "--table", "recalled.pixel_events", "--json").json
+    assert (again["rows"], again["purged_rows"]) == (0, recalled["n"])
     assert [own["table"] for own in entries(home, "restored")] == [
         "raw.pixel_events", "app.api_keys", "raw.orders", "intermediate.int_orders",
+        "recalled.pixel_events",
     ]  # fmt: skip
     assert home.run("audit", "--json").json["findings"] == []
 
@@ -509,6 +519,13 @@ def test_backups_go_at_their_end_and_a_killed_run_leaves_nothing_half(
     folder = Path(home.settings.backups)
     assert {path.name for path in folder.iterdir()} == {own["name"] for own in later["made"]}
     refused(home, "backup", "--as-of", "2999-01-01", code=3)
+
+
+def test_a_location_that_is_a_file_is_told(built: Warehouse, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    env = {**built.env, "TIDEMARK_BACKUPS": str(tmp_path / "file")}
+    outcome = refused(Warehouse(Settings.from_env(env), env), "backup", "--list", code=1)
+    assert "which is no folder" in outcome.stderr
 
 
 def test_an_object_store_is_written_and_read(empty_home: Warehouse) -> None:
