@@ -46,6 +46,8 @@ LONG = "select number, toString(number) as text from numbers({rows:UInt64})"
 FORMATS = ("JSONEachRow", "TabSeparated", "Native")
 #: What else the machine does slows some: the quietest of many short ones counts.
 ROUNDS = 15
+#: This program once more, and where: the engine makes another folder its process's own.
+THIS, ROOT = (sys.executable, "-m", "bench.endpoint"), Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
@@ -97,20 +99,26 @@ def trivial(daemon: Daemon, connection: Connection, turns: int) -> dict[str, flo
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
-def post(daemon: Daemon, query: str, file: Path) -> None:
-    """Insert a file as the body of a request, sent from memory as a client would.
+@contextlib.contextmanager
+def in_memory(file: Path) -> Iterator[mmap.mmap]:
+    """A file to be sent from memory, as a client would.
 
     Sent by the kernel from its cache it would come in single pages, as of no client.
     """
-    head = "".join(f"{name}: {value}\r\n" for name, value in basic_auth(OWNER).items())
     with (
-        socket.create_connection(("127.0.0.1", daemon.port)) as wire,
         file.open("rb") as source,
         mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ) as body,
     ):
+        yield body
+
+
+def post(daemon: Daemon, query: str, file: Path) -> None:
+    """Insert a file as the body of a request."""
+    head = "".join(f"{name}: {value}\r\n" for name, value in basic_auth(OWNER).items())
+    with socket.create_connection(("127.0.0.1", daemon.port)) as wire, in_memory(file) as body:
         wire.sendall(
             f"POST /?{urlencode({'query': query})} HTTP/1.1\r\nHost: bench\r\n{head}"
-            f"Content-Length: {file.stat().st_size}\r\n\r\n".encode()
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
         )
         wire.sendall(body)
         answer = http.client.HTTPResponse(wire)
@@ -153,16 +161,13 @@ def serve_bare(folder: str) -> None:
         buffer = memoryview(bytearray(MIB))
         while True:
             wire, _ = listener.accept()
-            with wire:
-                size, sql = json.loads(wire.recv(4096, socket.MSG_PEEK).split(b"\n")[0])
-                while wire.recv(1) != b"\n":
-                    pass
+            with wire, wire.makefile("rb", buffering=0) as source:
+                size, sql = json.loads(source.readline())
                 if not size:
                     wire.sendall(connection.text(sql).encode())
                     continue
                 handle = raw.send_insert(*sql)
-                while size:
-                    got = wire.recv_into(buffer, min(size, MIB))
+                while size and (got := source.readinto(buffer[:size])):
                     raw.insert_append(handle, bytes(buffer[:got]))
                     size -= got
                 raw.insert_done(handle)
@@ -177,11 +182,7 @@ class Bare:
 
     def __init__(self, root: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.endpoint", "--bare", str(root)],
-            stdout=subprocess.PIPE,
-            text=True,
-            # The engine has made another folder this process's own.
-            cwd=Path(__file__).parents[1],
+            [*THIS, "--bare", str(root)], stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
         assert self._process.stdout is not None
         self._port = int(self._process.stdout.readline())
@@ -199,10 +200,7 @@ class Bare:
 
     def insert(self, name: str, file: Path) -> None:
         """Insert a file."""
-        with (
-            file.open("rb") as source,
-            mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ) as body,
-        ):
+        with in_memory(file) as body:
             self._ask(len(body), ["insert into t", name], body)
 
     def close(self) -> None:
@@ -264,12 +262,11 @@ class Peak:
 def memory(base: Path, kind: str, file: Path, rows: int) -> tuple[int, int]:
     """Peaks of the engine in a process of its own and of a fresh daemon, in bytes."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.endpoint", "--alone", kind, str(file), str(rows)],
+        [*THIS, "--alone", kind, str(file), str(rows)],
         check=False,
         capture_output=True,
         text=True,
-        # The engine has made another folder this process's own.
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     if done.returncode:
         raise AssertionError(f"the engine in process, 1 GB {kind}: {done.stderr}")

@@ -311,7 +311,7 @@ def _is_whole(settings: Settings, name: str) -> bool:
     place = _place(settings)
     manifest = place.json(f"{name}/{MANIFEST}")
     return manifest is not None and all(
-        place.bytes(f"{name}/{file}") == own["bytes"] for file, own in manifest["files"].items()
+        place.size(f"{name}/{file}") == own["bytes"] for file, own in manifest["files"].items()
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from upath import UPath
@@ -106,16 +107,13 @@ class Place:
                 yield path + file.path.removeprefix(root.path)
 
     def size(self, path: str) -> int | None:
-        """The bytes of a file; None where it is missing."""
-        try:
-            return int((self._root / path).stat().st_size)
-        except OSError:
-            return None
-
-    def bytes(self, path: str) -> int | None:
         """The bytes of a file, or of all below a folder; None where it is missing."""
         root = self._root / path
-        return int(root.fs.du(root.path)) if root.exists() else None
+        try:
+            found = root.stat()
+        except OSError:
+            return None
+        return int(root.fs.du(root.path) if S_ISDIR(found.st_mode) else found.st_size)
 
     @contextmanager
     def fetched(self, paths: Iterable[str]) -> Iterator[Path]:

@@ -149,11 +149,7 @@ create or replace function tidemark_time as (value) -> parseDateTime64BestEffort
 
 -- Without the white space around it, as Python's str.strip() of privacy.subject_hashes leaves it.
 create or replace function tidemark_trimmed as (value) ->
-    if(
-        match(value, '^[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]|[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]$'),
-        replaceRegexpAll(value, '^[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]+|[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]+$', ''),
-        value
-    );
+    replaceRegexpAll(value, '^[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]+|[\\s\\x0b\\x1c-\\x1f\\x{85}\\p{Z}]+$', '');
 
 -- A customer is an e-mail, else the vendor's id of it.
 create or replace function tidemark_customer as (email, source, customer_id, key) ->

@@ -26,7 +26,7 @@ fields as (
         toInt64(exp10(dictGetOrDefault('reference.currencies_lookup', 'exponent', currency, toUInt8(2)))) as minor_units,
         tidemark_text(c.amount) as amount_text,
         tidemark_integer(amount_text) as amount_or_null,
-        coalesce(nullIf(tidemark_trimmed(tidemark_text(c.billing_details.email)), ''), c.receipt_email, '') as email,
+        coalesce(nullIf(tidemark_trimmed(c.billing_details.email), ''), c.receipt_email, '') as email,
         tidemark_text(c.customer) as customer_id,
         tidemark_text(c.metadata.visitor_id) as visitor_id,
         c.refunds.data as data,

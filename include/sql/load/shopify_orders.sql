@@ -33,7 +33,7 @@ fields as (
         arrayMap(item -> tidemark_amount(ifNull(item.price, '')), o.line_items) as prices,
         arrayMap(item -> tidemark_integer(ifNull(item.quantity, '')), o.line_items) as quantities,
         arraySum(arrayMap((price, quantity) -> toDecimal128(ifNull(price, toDecimal64(0, 4)), 4) * ifNull(quantity, 0), prices, quantities)) as gross,
-        coalesce(nullIf(tidemark_trimmed(tidemark_text(o.email)), ''), nullIf(tidemark_trimmed(tidemark_text(o.contact_email)), ''), o.customer.email, '') as email,
+        coalesce(nullIf(tidemark_trimmed(o.email), ''), nullIf(tidemark_trimmed(o.contact_email), ''), o.customer.email, '') as email,
         tidemark_text(o.customer.id) as customer_id,
         tidemark_text(o.landing_site) as landing_site,
         tidemark_text(o.referring_site) as referring_site,
