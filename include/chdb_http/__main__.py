@@ -18,7 +18,7 @@ import uvicorn
 import uvloop
 
 from chdb_http.config import Config, ConfigError, load_config
-from chdb_http.engine import Engine, StartError, remove_leftovers
+from chdb_http.engine import Engine, StartError, keep_memory, remove_leftovers
 from chdb_http.protocol import HeaderProtocol
 from chdb_http.server import App
 
@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="the JSON configuration file")
     options = parser.parse_args(argv)
     _limits()
+    keep_memory()
     try:
         config = load_config(options.config)
         listener = _bind(config)

@@ -240,101 +240,13 @@ def decoder(encoding: str, blocks: bool = False) -> Decoder:
     )
 
 
-class Feed(Protocol):
-    """What is written into the engine's pipe.
+class ZstdFrames:
+    """A zstd body as it came: only whether it is whole is looked at.
 
-    The engine reads a pipe's end as the end of the data, so every feed uses a framing in which a
-    missing end is an error: a body that breaks off can never look complete.
+    The engine, which inflates it, takes one that ends in the middle for a complete one.
     """
 
-    compression: str
-
-    def feed(self, data: bytes) -> bytes:
-        """The bytes to write for a piece of the body. Raises ClickHouseError."""
-
-    def finish(self) -> bytes:
-        """The bytes that make the stream whole. Raises ClickHouseError if it is not."""
-
-    def abort(self) -> bytes:
-        """Bytes after which the engine must fail."""
-
-
-class StoredFeed:
-    """Any decoder's output as a brotli stream of uncompressed blocks.
-
-    Of the engine's codecs it is the one that costs no more than a copy on either side and in which
-    a missing end is an error.
-    """
-
-    compression = "br"
-    # The stream's window, and an empty block that fills up the byte.
-    _HEAD = b"\x0c"
-    BLOCK = 1 << 20
-
-    def __init__(self, source: Decoder) -> None:
-        self._source = source
-        # Without decoding, handing a piece to another thread costs more than framing it.
-        self.cheap = isinstance(source, PlainDecoder)
-        self._begun = False
-
-    def feed(self, data: bytes) -> bytes:
-        return b"".join(part for piece in self.decode(data) for part in self.frame(piece))
-
-    def decode(self, data: bytes) -> Iterator[bytes]:
-        """Decode a piece of the body that is to be framed later. Raises ClickHouseError."""
-        return decoded(self._source, data)
-
-    def frame(self, data: bytes) -> Iterator[bytes | memoryview]:
-        """Bytes that are decoded already, each block behind its head."""
-        view = memoryview(data)
-        for at in range(0, len(view), self.BLOCK):
-            piece = view[at : at + self.BLOCK]
-            yield self.head(len(piece))
-            yield piece
-
-    def head(self, size: int) -> bytes:
-        """What stands before a block of so many bytes, at most ``BLOCK``."""
-        # One bit: not the last block. Two: how many half bytes its size less one has, 4 or 5. The
-        # size; one bit: not compressed. What is left fills up the third byte.
-        head = (size - 1) << 3
-        head |= 1 << 19 if size <= 1 << 16 else 1 << 23 | 2
-        begin = b"" if self._begun else self._HEAD
-        self._begun = True
-        return begin + head.to_bytes(3, "little")
-
-    def finish(self) -> bytes:
-        self._source.finish()
-        return (b"" if self._begun else self._HEAD) + b"\x03"
-
-    def abort(self) -> bytes:
-        # A block of a kind that does not exist.
-        return (b"" if self._begun else self._HEAD) + b"\x0e"
-
-
-class GzipFeed:
-    """A gzip body as it came: the engine inflates it, and checks its end and its checksum."""
-
-    compression = "gzip"
-
-    def feed(self, data: bytes) -> bytes:
-        return data
-
-    def finish(self) -> bytes:
-        return b""
-
-    def abort(self) -> bytes:
-        # After a whole member this is a bad header; inside one it is bad data or a missing end.
-        return b"\0" * 32
-
-
-class ZstdFeed:
-    """A zstd body as it came, cut at block ends.
-
-    The engine takes a zstd stream that breaks off for a complete one, so blocks are passed on only
-    when whole, and a broken stream gets a block of a type that does not exist.
-    """
-
-    compression = "zstd"
+    step = 1 << 20
     _MAGIC = 0xFD2FB528
 
     def __init__(self) -> None:
@@ -384,25 +296,22 @@ class ZstdFeed:
             self._state = after
         return bytes(out)
 
-    def finish(self) -> bytes:
+    def finish(self) -> None:
         if self._buffer or self._state != "frame":
             raise _corrupt("zstd: the body ends in the middle of the stream")
-        return b""
-
-    def abort(self) -> bytes:
-        if self._state == "block":
-            return b"\x07\0\0"
-        return b"\0" * 32
 
 
-def feed_for(encoding: str, blocks: bool = False) -> Feed:
-    """The feed for a body, told as for ``decoder``. Raises ClickHouseError likewise."""
+def shared(encoding: str, blocks: bool = False) -> tuple[Decoder, str]:
+    """What is left to decode here of a body that the engine reads, and the compression it inflates.
+
+    The body is told as for ``decoder``. Raises ClickHouseError likewise.
+    """
     name = "" if blocks else encoding.strip().lower()
     if name in ("gzip", "x-gzip"):
-        return GzipFeed()
+        return PlainDecoder(), "gzip"
     if name == "zstd":
-        return ZstdFeed()
-    return StoredFeed(decoder(encoding, blocks))
+        return ZstdFrames(), "zstd"
+    return decoder(encoding, blocks), "none"
 
 
 class Encoder(Protocol):

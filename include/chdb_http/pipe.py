@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import os
 import select
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from chdb_http.protocol import Rest
@@ -65,36 +64,32 @@ class Pipe:
             except BlockingIOError:
                 await _ready(self._ours, reading=True)
 
-    async def write(self, *parts: bytes | memoryview) -> bool:
+    async def write(self, data: bytes) -> bool:
         """Write it all; False if the engine stopped reading."""
-        for part in parts:
-            view = memoryview(part)
-            while view:
-                if self._ours not in self._open:
-                    return False
-                try:
-                    view = view[os.write(self._ours, view[:_SIZE]) :]
-                except BlockingIOError:
-                    await _ready(self._ours, reading=False)
-                except BrokenPipeError:
-                    return False
+        view = memoryview(data)
+        while view:
+            if self._ours not in self._open:
+                return False
+            try:
+                view = view[os.write(self._ours, view[:_SIZE]) :]
+            except BlockingIOError:
+                await _ready(self._ours, reading=False)
+            except BrokenPipeError:
+                return False
         return True
 
-    async def pour(
-        self, rest: Rest, block: int, head: Callable[[int], bytes], timeout: float
-    ) -> None:
+    async def pour(self, rest: Rest, timeout: float) -> None:
         """Have the kernel move what is left of a body into it, without a copy here.
 
-        A head goes before each block of at most so many bytes. Ends early if the engine stops
-        reading. Raises EOFError or ConnectionError where the client goes away, and TimeoutError
-        where nothing comes from it for so many seconds.
+        Ends early if the engine stops reading. Raises EOFError or ConnectionError where the client
+        goes away, and TimeoutError where nothing comes from it for so many seconds.
         """
         # In a thread of its own: woken for each packet, the loop would cost more than the moving.
         thread = ThreadPoolExecutor(1, "body", _yield_to_others)
         os.set_blocking(self._ours, True)
         stopped = os.eventfd(0)
         moving = asyncio.get_running_loop().run_in_executor(
-            thread, self._pour, rest, block, head, timeout, stopped
+            thread, self._pour, rest, timeout, stopped
         )
         try:
             await asyncio.shield(moving)
@@ -108,9 +103,7 @@ class Pipe:
             os.close(stopped)
             os.set_blocking(self._ours, False)
 
-    def _pour(
-        self, rest: Rest, block: int, head: Callable[[int], bytes], timeout: float, stopped: int
-    ) -> None:
+    def _pour(self, rest: Rest, timeout: float, stopped: int) -> None:
         waiting = select.poll()
         waiting.register(rest.socket, select.POLLIN)
         waiting.register(stopped, select.POLLIN)
@@ -118,22 +111,18 @@ class Pipe:
         waiting.register(self._ours, 0)
         with contextlib.suppress(BrokenPipeError):
             while rest.left:
-                here = min(rest.left, block)
-                os.write(self._ours, head(here))
-                while here:
-                    try:
-                        moved = os.splice(rest.socket, self._ours, here)
-                    except BlockingIOError:
-                        ready = waiting.poll(timeout * 1000)
-                        if not ready:
-                            raise TimeoutError from None
-                        if (stopped, select.POLLIN) in ready:
-                            return
-                    else:
-                        if not moved:
-                            raise EOFError
-                        here -= moved
-                        rest.left -= moved
+                try:
+                    moved = os.splice(rest.socket, self._ours, min(rest.left, _SIZE))
+                except BlockingIOError:
+                    ready = waiting.poll(timeout * 1000)
+                    if not ready:
+                        raise TimeoutError from None
+                    if (stopped, select.POLLIN) in ready:
+                        return
+                else:
+                    if not moved:
+                        raise EOFError
+                    rest.left -= moved
 
 
 def _yield_to_others() -> None:

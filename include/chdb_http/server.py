@@ -27,14 +27,13 @@ from urllib.parse import parse_qsl
 
 from chdb_http.codec import (
     BlockEncoder,
+    Decoder,
     Encoder,
-    Feed,
     PlainDecoder,
-    StoredFeed,
     decoded,
     decoder,
     encoder,
-    feed_for,
+    shared,
 )
 from chdb_http.config import Config, User
 from chdb_http.engine import Connection, Engine
@@ -72,6 +71,7 @@ MAX_PREFIX = 1 << 20
 SOCKET_TIMEOUT = 209
 MAX_QUERY = 64 << 20
 _KILL_SECONDS = 0.2
+_KILL_PAUSE = 0.01
 
 _NOT_SETTINGS = names(
     """query database default_format session_id session_timeout session_check close_session
@@ -149,7 +149,9 @@ class Plan:
     text: str
     statement: Statement | None = None
     insert: Insert | None = None
-    feed: Feed | None = None
+    # Of an insert's rows: what is decoded here, and what the engine inflates.
+    decode: Decoder = field(default_factory=PlainDecoder)
+    compression: str = "none"
     # What was read with the statement: decoded, and yet to be.
     head: bytes = b""
     rest: Iterator[bytes] = field(default_factory=lambda: iter(()))
@@ -161,6 +163,16 @@ class Plan:
     def word(self) -> str:
         """The statement's first word."""
         return self.statement.word if self.statement else "INSERT"
+
+    def leaves_nothing(self, read_only: str) -> bool:
+        """Is its connection, were it used for others too, as it was before?
+
+        It sets nothing on it then: neither what holds a request to reading, unless it only reads,
+        nor that values are expressions.
+        """
+        if self.statement is not None:
+            return self.statement.rows and not self.externals
+        return not read_only and self.values is None
 
 
 class Run:
@@ -187,13 +199,24 @@ class Run:
         with self._mutex:
             self._thread = None
 
-    def stop(self, engine: Engine) -> None:
-        """Cancel it, wherever it stands. Blocks for a moment."""
+    def _cancel(self, engine: Engine) -> bool:
         with self._mutex:
             self._stopped = True
-            if self._thread is not None:
-                engine.kill(self._thread)
+            return self._thread is None or engine.kill(self._thread)
+
+    def stop(self, engine: Engine) -> None:
+        """Cancel it, wherever it stands. Blocks for a moment."""
+        self._cancel(engine)
         self.stop_feeding(0)
+
+    def cut_off(self, engine: Engine) -> None:
+        """Cancel it for certain; blocks until it is cancelled, or over, or will not begin."""
+        while True:
+            # The engine does not know of it at once, and may have no memory left for a KILL.
+            with contextlib.suppress(EngineError):
+                if self._cancel(engine):
+                    return
+            time.sleep(_KILL_PAUSE)
 
     @property
     def thread(self) -> int | None:
@@ -241,8 +264,8 @@ class Body:
             f"Nothing of the request's body came for {self._timeout:g} s",
         )
 
-    async def pour(self, feed: StoredFeed, pipe: Pipe) -> bool:
-        """Let the kernel move the rest of a plain body into a pipe, if its length is known.
+    async def pour(self, pipe: Pipe) -> bool:
+        """Let the kernel move the rest of a body into a pipe as it is, if its length is known.
 
         False if the engine stopped reading. Raises as ``next``.
         """
@@ -250,12 +273,12 @@ class Body:
             return True
         with self._rest() as rest:
             self.done = rest.left > 0
-            if not await pipe.write(*feed.frame(rest.come)):
+            if not await pipe.write(rest.come):
                 return False
             if not rest.left:
                 return True
             try:
-                await pipe.pour(rest, feed.BLOCK, feed.head, self._timeout)
+                await pipe.pour(rest, self._timeout)
             except TimeoutError:
                 raise self._late() from None
             except (EOFError, ConnectionError):
@@ -668,9 +691,11 @@ class App:
         raw = query.encode("utf-8", "surrogateescape")
         if raw and (insert := find_insert(raw.decode("latin-1"))):
             if insert.data < len(raw):
-                head, feed = raw[insert.data :], StoredFeed(decoder(encoding, blocks))
-                return Plan(_text(raw[: insert.data]), insert=insert, feed=feed, head=head)
-            return Plan(_text(raw), insert=insert, feed=feed_for(encoding, blocks))
+                statement, head = _text(raw[: insert.data]), raw[insert.data :]
+                decode = decoder(encoding, blocks)
+                return Plan(statement, insert=insert, decode=decode, head=head)
+            decode, compression = shared(encoding, blocks)
+            return Plan(_text(raw), insert=insert, decode=decode, compression=compression)
         decode = decoder(encoding, blocks)
         text = bytearray(raw + b"\n" if raw else b"")
         look = 0
@@ -686,8 +711,7 @@ class App:
                     insert = find_insert(bytes(text[:MAX_PREFIX]).decode("latin-1"))
                     if insert and (insert.data < len(text) or not piece):
                         statement, head = _text(text[: insert.data]), bytes(text[insert.data :])
-                        feed = StoredFeed(decode)
-                        return Plan(statement, insert=insert, feed=feed, head=head, rest=rest)
+                        return Plan(statement, insert=insert, decode=decode, head=head, rest=rest)
                 if not piece:
                     break
                 if len(text) > MAX_QUERY:
@@ -727,7 +751,7 @@ class App:
         self, request: Request, plan: Plan, body: Body, answer: Answer, run: Run
     ) -> Mapping[str, int]:
         """Run a plan and answer with its outcome; its figures."""
-        entrance = Pipe(engine_reads=True) if plan.feed else None
+        entrance = Pipe(engine_reads=True) if plan.insert else None
         exit_ = Pipe(engine_reads=False)
         loop = asyncio.get_running_loop()
         tasks: list[asyncio.Task[Any]] = []
@@ -742,7 +766,7 @@ class App:
             work.add_done_callback(lambda _: exit_.close_theirs())
             pump: asyncio.Task[ClickHouseError | None] | None = None
             if entrance is not None:
-                pump = asyncio.create_task(self._pump(plan, body, entrance))
+                pump = asyncio.create_task(self._pump(plan, body, entrance, run))
                 tasks.append(pump)
                 feeding = pump
 
@@ -825,52 +849,55 @@ class App:
             await answer.add(said)
         return figures, None
 
-    async def _pump(self, plan: Plan, body: Body, entrance: Pipe) -> ClickHouseError | None:
+    async def _pump(
+        self, plan: Plan, body: Body, entrance: Pipe, run: Run
+    ) -> ClickHouseError | None:
         """Feed the body to the engine; the reason if it could not be fed whole."""
-        feed = plan.feed
-        assert feed is not None
         loop = asyncio.get_running_loop()
-        failure: ClickHouseError | None = None
+
+        def end(cut: asyncio.Future[None]) -> None:
+            cut.result()
+            entrance.close_ours()
+
+        # Without decoding, handing a piece to another thread costs more than passing it on.
+        plain = isinstance(plan.decode, PlainDecoder)
+        pieces = plan.rest
+        whole = False
         try:
-            if plan.head:
-                # What stood with the query is decoded already.
-                head = feed.frame(plan.head) if isinstance(feed, StoredFeed) else [plan.head]
-                await entrance.write(*head)
-            if isinstance(feed, StoredFeed):
-                pieces = plan.rest
-                while True:
-                    # A small piece may unpack to much: one at a time, and none in the loop's way.
-                    if feed.cheap:
-                        out = next(pieces, None)
-                    else:
-                        out = await loop.run_in_executor(self.helpers, next, pieces, None)
-                    if out is not None:
-                        if not await entrance.write(*feed.frame(out)):
-                            return None
-                        if feed.cheap and not await body.pour(feed, entrance):
-                            return None
-                    elif data := await body.next():
-                        pieces = feed.decode(data)
-                    else:
-                        break
-            else:
-                while data := await body.next():
-                    if not await entrance.write(feed.feed(data)):
+            # What stood with the query is decoded already.
+            await entrance.write(plan.head)
+            while True:
+                # A small piece may unpack to much: one at a time, and none in the loop's way.
+                if plain:
+                    out = next(pieces, None)
+                else:
+                    out = await loop.run_in_executor(self.helpers, next, pieces, None)
+                if out is not None:
+                    if not await entrance.write(out):
                         return None
-            await entrance.write(feed.finish())
+                    if plain and not await body.pour(entrance):
+                        return None
+                elif data := await body.next():
+                    pieces = decoded(plan.decode, data)
+                else:
+                    break
+            plan.decode.finish()
+            whole = True
+            return None
         except Disconnected:
-            failure = ClickHouseError(
+            return ClickHouseError(
                 210, "NETWORK_ERROR", "The client went away before the end of its body"
             )
         except asyncio.CancelledError:
-            failure = ClickHouseError(394, "QUERY_WAS_CANCELLED", "Query was cancelled")
+            return ClickHouseError(394, "QUERY_WAS_CANCELLED", "Query was cancelled")
         except ClickHouseError as error:
-            failure = error
+            return error
         finally:
-            if failure is not None:
-                await entrance.write(feed.abort())
-            entrance.close_ours()
-        return failure
+            if whole:
+                entrance.close_ours()
+            else:
+                # The engine would take the pipe's end for the rows': the insert's comes first.
+                loop.run_in_executor(self.killers, run.cut_off, self.engine).add_done_callback(end)
 
     async def _watch(
         self,
@@ -898,9 +925,8 @@ class App:
             if not _SETTING_NAME.match(setting):
                 raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting {setting!r}")
         reader, kept = request.user.read_only, False
-        # A statement that only reads, without settings, leaves its connection as it was.
-        plain = plan.statement is not None and plan.statement.rows and not plan.externals
-        shared = plain and not request.settings and request.database in ("", "default")
+        plain = not request.settings and request.database in ("", "default")
+        shared = plain and plan.leaves_nothing(request.read_only)
         pool = self._pools[reader] if shared and (reader or not name) else None
         self.guard.check_settings(request.settings, reader)
         if name and not reader:
@@ -1021,8 +1047,7 @@ class App:
             said = b""
             if plan.insert is not None:
                 assert job.entrance is not None
-                assert plan.feed is not None
-                sql = _insert_sql(plan.text, plan.insert, job.entrance.path, plan.feed.compression)
+                sql = _insert_sql(plan.text, plan.insert, job.entrance.path, plan.compression)
                 result = connection.run(sql, params=bound)
                 answer.format = ""
             else:
@@ -1107,14 +1132,14 @@ class App:
 
 async def _hold_values(plan: Plan, body: Body) -> None:
     """Take up the rows of INSERT … VALUES while they are few: they may hold expressions."""
-    insert, feed = plan.insert, plan.feed
-    if insert is None or insert.format.upper() != "VALUES" or not isinstance(feed, StoredFeed):
+    insert = plan.insert
+    if insert is None or insert.format.upper() != "VALUES" or plan.compression != "none":
         return
     while len(plan.head) <= MAX_PREFIX:
         if out := next(plan.rest, b""):
             plan.head += out
         elif data := await body.next():
-            plan.rest = feed.decode(data)
+            plan.rest = decoded(plan.decode, data)
         else:
             plan.values = plan.head
             return
@@ -1132,8 +1157,7 @@ def _text(raw: bytes | bytearray) -> str:
 def _planned(query: str) -> Plan:
     raw = query.encode("utf-8", "surrogateescape")
     if insert := find_insert(raw.decode("latin-1")):
-        feed = StoredFeed(PlainDecoder())
-        return Plan(_text(raw[: insert.data]), insert=insert, feed=feed, head=raw[insert.data :])
+        return Plan(_text(raw[: insert.data]), insert=insert, head=raw[insert.data :])
     text = _escaped(raw)
     return Plan(text, statement=read_statement(text))
 

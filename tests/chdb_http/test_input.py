@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import socket
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from chdb_http.errors import ClickHouseError, EngineError
+from chdb_http.server import Run
 from chdb_http.testing import OWNER, Daemon, basic_auth
 
 LINES = b"".join(b'{"n": %d, "text": "line %d"}\n' % (n, n) for n in range(200000))
@@ -103,14 +110,17 @@ def test_damage_is_an_error(daemon: Daemon, table: str, name: str, damage: str) 
     assert daemon.value("SELECT count() FROM t") == "0"
 
 
-def abandon(daemon: Daemon, head: bytes, body: bytes) -> None:
-    """Send a request whose body breaks off, and hang up."""
+@contextlib.contextmanager
+def begun(daemon: Daemon, query: str, head: bytes, body: bytes, **params: str) -> Iterator[None]:
+    """Send a request whose body breaks off, and then hang up."""
     login = basic_auth(OWNER)["Authorization"].encode()
+    asked = urlencode({"query": query, **params}).encode()
     with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
         connection.sendall(
-            b"POST /?query=" + quote(INSERT).encode() + b" HTTP/1.1\r\nHost: x\r\n"
+            b"POST /?" + asked + b" HTTP/1.1\r\nHost: x\r\n"
             b"Authorization: " + login + b"\r\n" + head + b"\r\n" + body
         )
+        yield
 
 
 def quiet(daemon: Daemon) -> None:
@@ -140,13 +150,85 @@ def test_a_client_that_goes_away_commits_nothing(
         head += b"Content-Length: %d\r\n" % (len(packed) + 10)
         body = part
     before = daemon.pipes()
-    abandon(daemon, head, body)
+    with begun(daemon, INSERT, head, body):
+        pass
     quiet(daemon)
     assert daemon.value("SELECT count() FROM t") == "0"
     deadline = time.monotonic() + 10
     while daemon.pipes() > before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert daemon.pipes() <= before
+
+
+@pytest.fixture(scope="session")
+def bodies(daemon: Daemon) -> dict[str, bytes]:
+    """Rows in formats whose readers end in different ways, in several blocks."""
+    rows = "SELECT number AS a, toString(number) AS s FROM numbers(120)"
+    return {
+        name: daemon.send(f"{rows} FORMAT {name}", max_block_size=50).body
+        for name in ("TSV", "CSV", "JSONEachRow", "RowBinary", "MsgPack", "Native", "Parquet")
+    }
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_no_row_of_a_body_that_breaks_off(
+    daemon: Daemon, table: str, bodies: dict[str, bytes], data: st.DataObject
+) -> None:
+    name, body = data.draw(st.sampled_from(sorted(bodies.items())))
+    packing = data.draw(st.sampled_from(sorted(PACK)))
+    packed = PACK[packing](body)
+    # Between two rows, or behind the last, what came is whole as far as the format can tell.
+    lines = [at + 1 for at, byte in enumerate(packed) if byte == 10]
+    cut = data.draw(st.integers(0, len(packed)) | st.sampled_from([*lines, len(packed)]))
+    source = data.draw(
+        st.sampled_from(
+            ["", "SELECT a, s FROM input('a Int64, s String')", "SETTINGS max_threads=1"]
+        )
+    )
+    head = f"Content-Length: {len(packed) + 1}\r\n".encode()
+    if packing:
+        head += f"Content-Encoding: {packing}\r\n".encode()
+    query_id = uuid.uuid4().hex
+    with begun(
+        daemon, f"INSERT INTO t {source} FORMAT {name}", head, packed[:cut], query_id=query_id
+    ):
+        time.sleep(data.draw(st.sampled_from([0, 0.003, 0.02])))
+        if data.draw(st.booleans()):
+            daemon.send(f"KILL QUERY WHERE query_id = '{query_id}' ASYNC")
+    quiet(daemon)
+    assert daemon.value("SELECT count() FROM t") == "0"
+
+
+class Slow:
+    """An engine to which a statement is not known at once, and which has no room for a KILL."""
+
+    def __init__(self) -> None:
+        self.answers: list[bool | EngineError] = [False, EngineError("Memory limit"), True]
+
+    def kill(self, thread_id: int) -> bool:
+        assert thread_id == threading.get_native_id()
+        answer = self.answers.pop(0)
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
+
+
+def test_an_insert_is_cut_off_for_certain() -> None:
+    engine: Any = Slow()
+    run = Run("id")
+    run.begin()
+    run.cut_off(engine)
+    assert engine.answers == []
+    run.end()
+    # One that is over, or has not begun, is not asked for; and it does not begin any more.
+    run.cut_off(engine)
+    with pytest.raises(ClickHouseError):
+        run.begin()
 
 
 def test_a_slow_body_streams(daemon: Daemon, table: str) -> None:

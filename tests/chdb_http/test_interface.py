@@ -419,11 +419,25 @@ def test_a_session_keeps_what_it_has_set_itself(daemon: Daemon) -> None:
     assert daemon.send("SELECT currentDatabase()", **one).body.startswith(b"default")
 
 
+def test_an_insert_leaves_nothing_to_the_next_request(daemon: Daemon, table: str) -> None:
+    ask = "SELECT getSetting('max_threads'), currentDatabase()"
+    before = daemon.value(ask)
+    insert = f"INSERT INTO {table} SETTINGS max_threads = 7 FORMAT TSV"
+    for _ in range(10):
+        assert daemon.send(insert, b"1\tx\n").status == 200
+        assert daemon.value(ask) == before
+    assert daemon.send(insert, b"no number\n").status == 400
+    assert daemon.send("INSERT INTO t FORMAT TSV", b"2\ty\n", readonly=1).code == 164
+    assert daemon.value(ask) == before
+    assert daemon.value(f"SELECT count() FROM {table}") == "10"
+
+
 @pytest.mark.parametrize("session", [{}, {"session_id": "got"}])
 def test_get_does_not_write(daemon: Daemon, table: str, session: dict[str, Any]) -> None:
     for text in (
         f"INSERT INTO {table} VALUES (1, 'x')",
         f"INSERT INTO {table} SELECT 1, 'x'",
+        f"INSERT INTO {table} FORMAT TSV 1\tx",
         f"TRUNCATE TABLE {table}",
         "CREATE TABLE got (a Int8) ENGINE = Memory",
         "SYSTEM FLUSH LOGS",
