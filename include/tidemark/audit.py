@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from tidemark import clickhouse, cold, ledger, policy, postgres, purge
+from tidemark import clickhouse, cold, exports, ledger, policy, postgres, purge
 from tidemark import plan as planning
 from tidemark.config import Settings
 from tidemark.ledger import Finding
@@ -176,6 +176,8 @@ def audit(settings: Settings) -> Audit:
         TidemarkError: a store does not answer.
     """
     ladder = policy.read(settings)
+    # Before the records are read, which are there before a file is.
+    files, folders = cold.standing(settings), exports.standing(settings)
     with postgres.connect(settings) as connection:
         connection.execute("set transaction isolation level repeatable read, read only")
         findings = list(ledger.verify(settings, connection))
@@ -190,6 +192,12 @@ def audit(settings: Settings) -> Audit:
             destroyed = tuple(_destroyed(entries, _money(connection)))
             expired = tuple(_expired(entries))
             findings += _deleted(connection, expired)
+            for path in cold.unknown(settings, connection, files):
+                findings.append(
+                    Finding(None, f"cold file {path} is in no record: nobody deletes it")
+                )
+            for code in exports.unknown(settings, connection, folders):
+                findings.append(Finding(None, f"export {code} is in no record: nobody deletes it"))
             erased = tuple(_erased(entries))
             findings += _verdicts(connection, destroyed)
             findings += _figures(settings, connection, ladder, entries)

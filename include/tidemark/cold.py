@@ -56,6 +56,7 @@ CLASSES: tuple[str, ...] = ("cold_files", "recalled")
 _MANIFEST_FORMAT = 1
 _MAGIC = b"PAR1"
 _TIERING = ".tiering"
+_SUFFIX = ".parquet"
 _WIDE = Context(prec=100)
 
 
@@ -443,7 +444,7 @@ class _Tiering:
     def _announce(self, target: Target, sources: Sequence[_Source]) -> dict[str, str]:
         """Record the files that will be there, so that a kill leaves none that nobody knows."""
         month, step = self.step.month, self.step
-        name = f"{target.table.split('.')[1]}-{step.step_id[:16]}.parquet"
+        name = f"{target.table.split('.')[1]}-{step.step_id[:16]}{_SUFFIX}"
         paths = {
             source.workspace_id: f"{step.data_class}/{source.workspace_id}/{month:%Y-%m}/{name}"
             for source in sources
@@ -471,7 +472,7 @@ class _Tiering:
         session: dict[str, str],
     ) -> None:
         workspaces = ", ".join(literal(source.workspace_id) for source in batch)
-        files = literal(f"{work}/{{_partition_id}}.parquet")
+        files = literal(f"{work}/{{_partition_id}}{_SUFFIX}")
         clickhouse.execute(
             self.settings,
             f"insert into function file({files}, 'Parquet', {literal(_structure(columns))})"
@@ -485,7 +486,7 @@ class _Tiering:
         self, target: Target, columns: Sequence[Column], source: _Source, work: Path, path: str
     ) -> None:
         """Bring a file and its manifest to their place and make them last."""
-        file = work / f"{source.workspace_id}.parquet"
+        file = work / f"{source.workspace_id}{_SUFFIX}"
         # The engine may call a file written that the disk had no room for.
         if not _is_closed(file):
             raise OSError(errno.ENOSPC, "the file was cut short: is the disk full?")
@@ -985,6 +986,22 @@ def delete(settings: Settings, connection: Connection, own: Due, now: datetime) 
         )
 
 
+def standing(settings: Settings) -> set[str]:
+    """The paths of the files that stand at the cold location, but for what is being written."""
+    paths = _Place(settings).files()
+    return {path for path in paths if path.endswith(_SUFFIX) and not path.startswith(".")}
+
+
+def unknown(settings: Settings, connection: Connection, paths: Iterable[str]) -> list[str]:
+    """Those of these files that still stand and that no record knows, so that none is deleted.
+
+    Written after the backup, for example, from which the stores were restored.
+    """
+    known = connection.execute("select path from control.cold_files where deleted_at is null")
+    place = _Place(settings)
+    return sorted(filter(place.exists, set(paths) - {row["path"] for row in known}))
+
+
 def is_gone(settings: Settings, connection: Connection, own: Due) -> bool:
     """Whether nothing is left of it: no file, no row, no part on the disk."""
     if own.data_class == "recalled":
@@ -1084,7 +1101,7 @@ class _Place(Place):
 
 
 def _manifest_path(path: str) -> str:
-    return f"{path.removesuffix('.parquet')}.json"
+    return f"{path.removesuffix(_SUFFIX)}.json"
 
 
 def _is_closed(path: Path) -> bool:

@@ -7,7 +7,7 @@ one is no export. A person reaches ClickHouse as keyed hashes in a temporary tab
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import Any
@@ -462,6 +462,23 @@ def delete(settings: Settings, connection: Connection, own: Due, now: datetime) 
     connection.execute(
         "update control.requests set deleted_at = %s where request_id = %s", [now, own.number]
     )
+
+
+def standing(settings: Settings) -> set[str]:
+    """The codes whose folders stand where exports lie; raises TidemarkError if that is a file."""
+    return set(filter(requests.is_code, _place(settings).folders()))
+
+
+def unknown(settings: Settings, connection: Connection, codes: Iterable[str]) -> list[str]:
+    """Those of these folders that still stand and that no request knows, so that none is deleted.
+
+    Written after the backup, for example, from which the stores were restored.
+    """
+    known = connection.execute(
+        "select code from control.requests where expires_on is not null and deleted_at is null"
+    )
+    place = _place(settings)
+    return sorted(filter(place.exists, set(codes) - {row["code"] for row in known}))
 
 
 def is_gone(settings: Settings, connection: Connection, own: Due) -> bool:

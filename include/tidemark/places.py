@@ -99,12 +99,12 @@ class Place:
             raise TidemarkError(f"{self._variable} is {self._root}, which is no folder")
         return sorted(own.name for own in self._root.iterdir() if own.is_dir())
 
-    def files(self, path: str) -> Iterator[str]:
-        """The paths of the files in a folder and below it."""
-        root = self._root / path
-        for file in root.rglob("*"):
+    def files(self, path: str = "") -> Iterator[str]:
+        """The paths of the files in a folder and below it; none where it is missing."""
+        root = self._root / path if path else self._root
+        for file in root.rglob("*") if root.exists() else ():
             if file.is_file():
-                yield path + file.path.removeprefix(root.path)
+                yield f"{path}{file.path.removeprefix(root.path)}".removeprefix("/")
 
     def size(self, path: str) -> int | None:
         """The bytes of a file, or of all below a folder; None where it is missing."""

@@ -28,6 +28,11 @@ _ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 _CODE_LENGTH = 12
 
 
+def is_code(name: str) -> bool:
+    """Whether a request may be called so."""
+    return len(name) == _CODE_LENGTH and set(name) <= set(_ALPHABET)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request as it stands: of whom never, only whether it is of one person."""

@@ -394,6 +394,25 @@ def test_copies_that_no_step_wants_any_more_are_swept(house: House, pixel: Step)
     assert not any(Path(house.settings.cold).iterdir())
 
 
+def test_files_that_no_record_knows_are_found(house: House, pixel: Step) -> None:
+    known = {file.path for file in house.tier(pixel)}
+    root = Path(house.settings.cold)
+    own = root / min(known)
+    stray = own.with_name("pixel_events-of-another-step.parquet")
+    shutil.copy(own, stray)
+    (root / ".tiering").mkdir(exist_ok=True)
+    (root / ".tiering" / "half.parquet").touch()
+    standing = cold.standing(house.settings)
+    path = str(stray.relative_to(root))
+    assert standing == known | {path}
+    with postgres.connect(house.settings) as connection:
+        assert cold.unknown(house.settings, connection, standing) == [path]
+        stray.unlink()
+        # One that went meanwhile is none.
+        assert cold.unknown(house.settings, connection, standing) == []
+    shutil.rmtree(root / ".tiering")
+
+
 def test_a_sealed_file_is_swept_by_nothing(house: House, pixel: Step) -> None:
     house.purge(pixel)
     with postgres.connect(house.settings, autocommit=True) as connection:

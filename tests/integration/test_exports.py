@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -684,6 +685,25 @@ def test_the_audit_finds_an_export_that_went_without_an_entry(home: Warehouse) -
     assert "was deleted, which is in no entry" in found.stdout + found.stderr
     with postgres.connect(home.settings) as connection:
         connection.execute(mark.format("null"), [document["code"]])
+    assert home.run("audit").code == 0
+
+
+def test_the_audit_finds_an_export_that_no_request_knows(home: Warehouse) -> None:
+    document = export(home, "shop")
+    folder = Path(home.settings.exports) / document["code"]
+    stray = folder.with_name("23456789ABCD")
+    shutil.copytree(folder, stray)
+    # What has not the name of one is somebody else's.
+    folder.with_name("lost+found").mkdir()
+    try:
+        found = home.run("audit", "--json", check=False)
+        assert found.code == 1
+        assert [own["problem"] for own in found.json["findings"]] == [
+            "export 23456789ABCD is in no record: nobody deletes it"
+        ]
+    finally:
+        shutil.rmtree(stray)
+        folder.with_name("lost+found").rmdir()
     assert home.run("audit").code == 0
 
 
