@@ -98,10 +98,12 @@ def _of_somebody_else() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(home: Warehouse) -> None:
-    """Each test sees requests and holds of its own alone."""
+    """Each test sees requests, files and holds of its own alone."""
     with postgres.connect(home.settings) as connection:
         connection.execute("update control.requests set status = 'done', expires_on = null")
         connection.execute("update control.holds set released_at = now()")
+    for folder in Path(home.settings.exports).glob("*"):
+        shutil.rmtree(folder)
 
 
 def export(home: Warehouse, workspace: str, *more: str, as_of: str = PURGED) -> Any:
