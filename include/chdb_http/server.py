@@ -164,14 +164,11 @@ class Plan:
         """The statement's first word."""
         return self.statement.word if self.statement else "INSERT"
 
-    def leaves_nothing(self, read_only: str) -> bool:
-        """Is its connection, were it used for others too, as it was before?
-
-        It sets nothing on it then: neither what holds a request to reading, unless it only reads,
-        nor that values are expressions.
-        """
+    def may_share(self, read_only: str) -> bool:
+        """May it run on a connection that others use, as it needs no setting there?"""
         if self.statement is not None:
             return self.statement.rows and not self.externals
+        # What only reads needs none to be held to that; an insert does, and one of expressions too.
         return not read_only and self.values is None
 
 
@@ -926,7 +923,7 @@ class App:
                 raise ClickHouseError(115, "UNKNOWN_SETTING", f"Unknown setting {setting!r}")
         reader, kept = request.user.read_only, False
         plain = not request.settings and request.database in ("", "default")
-        shared = plain and plan.leaves_nothing(request.read_only)
+        shared = plain and plan.may_share(request.read_only)
         pool = self._pools[reader] if shared and (reader or not name) else None
         self.guard.check_settings(request.settings, reader)
         if name and not reader:
