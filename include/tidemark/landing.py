@@ -2,10 +2,12 @@
 
 import codecs
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from stat import S_ISDIR
 from typing import BinaryIO, Literal
 
 import zstandard
@@ -14,6 +16,7 @@ from upath import UPath
 
 from tidemark.errors import UsageError
 from tidemark.policy import Policy
+from tidemark.workspaces import ID
 
 Encoding = Literal["gzip", "zstd"]
 
@@ -43,8 +46,7 @@ class LandingFile:
     @property
     def shown(self) -> str:
         """Where the file lies below the landing folder, with what looks personal taken out."""
-        name = _PERSONAL.sub("[redacted]", self.name)
-        return f"{self.source}/{self.workspace_id}/{self.delivery_date}/{name}"
+        return f"{self.source}/{self.workspace_id}/{self.delivery_date}/{_redacted(self.name)}"
 
     @property
     def encoding(self) -> Encoding | None:
@@ -167,6 +169,10 @@ def discover(
             own = policy.sources[source].workspace is not None
             if not folder.is_dir() or (workspace not in (None, folder.name) and not own):
                 continue
+            if not own and not ID.fullmatch(folder.name) and _redacted(folder.name) != folder.name:
+                # Not to quarantine, whose rows name their workspace.
+                problems.append(f"{source}/{_redacted(folder.name)}/ is no workspace: left alone")
+                continue
             for day in _children(folder):
                 delivery_date: date | None
                 try:
@@ -180,19 +186,30 @@ def discover(
                         " the folder must be a day of delivery, YYYY-MM-DD"
                     )
                     continue
-                files += _files(source, folder.name, delivery_date, day)
+                for entry in _children(day):
+                    # A name that starts with a dot or ends otherwise is a delivery still under way.
+                    if entry.name.startswith(".") or not entry.name.endswith(tuple(_SUFFIXES)):
+                        continue
+                    size = _size(entry)
+                    file = LandingFile(
+                        source, folder.name, delivery_date, entry.name, entry, size or 0
+                    )
+                    if size is None:
+                        problems.append(f"{file.shown} is no file: left alone")
+                    else:
+                        files.append(file)
     order = {source: position for position, source in enumerate(policy.sources)}
     files.sort(key=lambda f: (order[f.source], f.delivery_date, f.workspace_id, f.name))
     return files, problems
 
 
-def _files(source: str, workspace_id: str, day: date, folder: UPath) -> Iterator[LandingFile]:
-    for entry in _children(folder):
-        # A name that starts with a dot or ends otherwise is a delivery still under way.
-        if not entry.name.startswith(".") and entry.name.endswith(tuple(_SUFFIXES)):
-            yield LandingFile(
-                source, workspace_id, day, entry.name, entry, int(entry.stat().st_size)
-            )
+def _size(entry: UPath) -> int | None:
+    """The bytes of a file; None where it is a folder, leads nowhere or is gone."""
+    try:
+        found = entry.stat()
+    except OSError:
+        return None
+    return None if S_ISDIR(found.st_mode) else int(found.st_size)
 
 
 def _children(folder: UPath) -> list[UPath]:
@@ -215,4 +232,6 @@ def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _redacted(name: str) -> str:
-    return _PERSONAL.sub("[redacted]", name)
+    # A name may be any bytes, and what shows it speaks UTF-8.
+    text = os.fsencode(name).decode(errors="replace")
+    return _PERSONAL.sub("[redacted]", text)

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from tidemark import clickhouse, reference
@@ -25,16 +26,22 @@ _IDENTIFIER = re.compile(
     r"|\b0[0-9]{2,5}[ .\-/][0-9]{5,8}\b"
     r"|\b0[0-9]{9,10}\b"
     r"|\b1?[2-9][0-9]{2}[2-9][0-9]{6}\b"
-    r"|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b",
+    r"|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b"
+    r"|\b[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){7}\b"
+    r"|\b[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){1,6}::(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){0,5}\b)?"
+    r"|\b[0-9A-Fa-f]{1,4}::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){2,6}\b",
     re.ASCII,
 )
+# Of any width, as tidemark_plain.
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"))
 # Figures are no telephone numbers, though ten of their digits may look like one.
 _FIGURE = re.compile(r"-?[0-9]+\.[0-9]+", re.ASCII)
 
 
 def holds_identifier(text: str) -> bool:
     """Whether a text holds what looks like an e-mail address, phone number or IP address."""
-    return not _FIGURE.fullmatch(text) and _IDENTIFIER.search(text) is not None
+    plain = unicodedata.normalize("NFKC", text).translate(_DASHES)
+    return not _FIGURE.fullmatch(plain) and _IDENTIFIER.search(plain) is not None
 
 
 def keyed_hash(key: bytes, message: bytes) -> str:

@@ -483,17 +483,21 @@ def test_entries_that_a_restore_lost_come_back_from_an_export(
 
 def test_what_counts_as_personal_is_what_the_load_redacts(kept: Warehouse) -> None:
     from tidemark import clickhouse, privacy
+    from tidemark.clickhouse import literal
 
     texts = [
         "jane.doe@example.org", "x@y", "a@b.c", "+49 30 901820", "0049 30 901820", "(030) 9018-201",
         "555 123 4567", "01 23 45 67 89", "0301 123456", "03012345678", "12025550123", "1234567",
         "192.0.2.1", "2026-10-01", "20261001", "deadbeef" * 8, "summer sale 2026", "1.2.3",
         "tie_out/20261121T074821.123456Z", "shop-1", "99999999999999",
+        "2001:db8:85a3::8a2e:370:7334", "2001:db8:0:1:2:3:4:5", "fe80::1:2:3", "12:30:45", "ad::to",
+        "2026-11-22T10:00:00Z", "+44\u00a07700\u00a0900050", "555\u2011123\u20114567",
+        "ada\uff20example.org", "ada%252540example.org", "Größe \u2013 100\u00a0%",
     ]  # fmt: skip
     judged = clickhouse.rows(
         kept.settings,
         "select t, tidemark_redact(t) != t as redacted from"
-        f" (select arrayJoin([{', '.join(repr(text) for text in texts)}]) as t)",
+        f" (select arrayJoin([{', '.join(map(literal, texts))}]) as t)",
     )
     expected = {row["t"]: bool(row["redacted"]) for row in judged}
     assert set(expected.values()) == {True, False}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from homes import Warehouse
 from landings import DAY, Line, Tenant, add, changed, fixture, packed, tenant
-from tidemark import keys, load, postgres
+from tidemark import keys, landing, load, policy, postgres
 
 EVENT = fixture("pixel")[4]
 ORDER = changed(fixture("shopify_orders")[0], refunds=[])
@@ -46,6 +46,11 @@ BAD: list[tuple[str, Line, str]] = [
     ("pixel", changed(EVENT, timestamp=...), "missing_field:timestamp"),
     ("pixel", changed(EVENT, timestamp="yesterday"), "bad_value:timestamp"),
     ("pixel", changed(EVENT, timestamp=True), "bad_value:timestamp"),
+    # The engine would take each for a time of this year.
+    *(
+        ("pixel", changed(EVENT, timestamp=text), "bad_value:timestamp")
+        for text in ("12", "10:00", "2026", "2026-11", "Nov", "5", " 5.00 ", 12, "20 Nov")
+    ),
     ("pixel", changed(EVENT, timestamp={}), "bad_value:timestamp"),
     ("pixel", changed(EVENT, timestamp="2026-13-45T99:00:00Z"), "bad_value:timestamp"),
     ("pixel", changed(EVENT, timestamp="1970-01-01T00:00:00Z"), "bad_timestamp"),
@@ -86,6 +91,13 @@ BAD: list[tuple[str, Line, str]] = [
         {"id": 1, "created_at": "2026-11-19T10:00:00Z",
          "transactions": [{"kind": "refund", "status": "success", "amount": "x"}]}]),
      "bad_value:refunds"),
+    *(
+        ("shopify_orders", changed(ORDER, refunds=[
+            {"id": 1, "created_at": "2026-11-19T10:00:00Z", "transactions": [
+                {"kind": "refund", "status": "success", "amount": "1.00", "currency": currency}]}]),
+         "bad_value:refunds")
+        for currency in ("\0", SECRET, "1E308", "XQX", "")
+    ),
     # No parser reads a number that large.
     ("shopify_orders", json.dumps(ORDER).replace('"9.65"', "1e400"), "invalid_json"),
     ("woocommerce_orders", changed(fixture("woocommerce_orders")[0], total="lots"),
@@ -101,6 +113,7 @@ BAD: list[tuple[str, Line, str]] = [
      "bad_value:refunds"),
     ("payments", changed(fixture("payments")[0], created=...), "missing_field:created"),
     ("payments", changed(fixture("payments")[0], created=-5), "bad_value:created"),
+    ("payments", changed(fixture("payments")[0], created=" 5.00 "), "bad_value:created"),
     ("meta_ads", changed(fixture("meta_ads")[0], spend=None), "missing_field:spend"),
     ("meta_ads", changed(fixture("meta_ads")[0], spend={"a": 1}), "bad_value:spend"),
     ("meta_ads", changed(fixture("meta_ads")[0], clicks=-1), "bad_value:clicks"),
@@ -128,6 +141,14 @@ GOOD: list[tuple[str, Line]] = [
     ("meta_ads", changed(fixture("meta_ads")[0], spend=12.34, impressions=5, clicks="6")),
     ("payments", changed(fixture("payments")[0], amount="1999")),
     ("payments", changed(fixture("payments")[0], id="iso", created="2026-11-19T12:00:00Z")),
+    *(
+        ("pixel", changed(EVENT, event_id=f"time-{n}", timestamp=time))
+        for n, time in enumerate((
+            1763546400, "1763546400", "1763546400.123", 1763546400123, "2025-11-19 10:00:00",
+            "2025-11-19T10:00:00.123456+02:00", "20251119T100000Z", "20251119100000",
+            "Wed, 19 Nov 2025 10:00:00 GMT", " 2025-11-19T10:00:00Z",
+        ))
+    ),
 ]  # fmt: skip
 
 
@@ -335,10 +356,20 @@ def test_what_is_no_landing_file_is_named_and_left_alone(
     shop.deliver("no_source", [EVENT])
     shop.deliver("pixel", [EVENT], name=".part.jsonl")
     shop.deliver("pixel", [EVENT], name="part.jsonl.tmp")
-    (tmp_path / "shopify_orders" / shop.workspace_id / str(DAY)).mkdir(parents=True)
+    folder = tmp_path / "shopify_orders" / shop.workspace_id / str(DAY)
+    folder.mkdir(parents=True)
+    (folder / "folder.jsonl").mkdir()
+    (folder / "nowhere.jsonl").symlink_to(tmp_path / "gone")
     report = shop.load()
     assert report.files == ()
-    assert len(report.notes) == 4
+    assert len(report.notes) == 6
+    assert sum("is no file" in note for note in report.notes) == 2
+    # A row of quarantine would name it.
+    (tmp_path / "payments" / "ada@example.org" / str(DAY)).mkdir(parents=True)
+    ladder = policy.read(shop.warehouse.settings)
+    files, notes = landing.discover(str(tmp_path), ladder, ["payments"], None)
+    assert files == []
+    assert notes[-1] == "payments/[redacted]/ is no workspace: left alone"
     assert sum("YYYY-MM-DD" in note for note in report.notes) == 3
     empty = tenant(warehouse, tmp_path / "empty")
     assert empty.load().files == ()

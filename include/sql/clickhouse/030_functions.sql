@@ -4,10 +4,26 @@
 -- Text that may hold an e-mail address, a phone number, an IP address or a user agent.
 -- A cheap test that lets a few innocent texts through to tidemark_redact, and no guilty one past it.
 create or replace function tidemark_is_suspect as (t) ->
-    match(t, '@|%[0-9A-Fa-f]{2}|[0-9][0-9 ().\-/]{6,}[0-9]|Mozilla/');
+    match(
+        t,
+        concat(
+            '@|%[0-9A-Fa-f]{2}|[0-9][0-9 ().\-/\\x{a0}\\x{2000}-\\x{2015}\\x{202f}\\x{2212}\\x{3000}]{6,}[0-9]',
+            '|[\\x{fe6b}\\x{ff01}-\\x{ff5e}]|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:|(?:Mozilla|Dalvik|Opera|okhttp|CFNetwork)/'
+        )
+    );
 
--- As a person reads it: decoded, twice where it was encoded twice.
 create or replace function tidemark_decoded as (t) -> decodeURLComponent(decodeURLComponent(t));
+
+-- As a person reads it: decoded, twice where it was encoded twice, with spaces, dashes, digits and
+-- signs of any width (Unicode's NFKC) as those that the patterns know.
+create or replace function tidemark_plain as (t) ->
+    if(
+        match(t, '[^\\x00-\\x7f]'),
+        replaceRegexpAll(normalizeUTF8NFKC(toValidUTF8(t)), '[\\x{2010}-\\x{2015}\\x{2212}]', '-'),
+        t
+    );
+
+create or replace function tidemark_as_read as (t) -> tidemark_plain(tidemark_decoded(t));
 
 -- E-mail: anything@anything.tld. Phone: international (+ or 00), national with a leading zero,
 -- grouped by separators, North American ten digits. Digit runs of other lengths are identifiers.
@@ -15,7 +31,7 @@ create or replace function tidemark_redact_text as (t) ->
     replaceRegexpAll(
         t,
         concat(
-            '[^\s"<>(),;:=&?/@\\\\]+@[^\s"''<>(),;:=&?/@\\\\]+\.[^\s"''<>(),;:=&?/@\\\\.]{2,}',
+            '[^\s"<>(),;:=&?/@\\\\]+(?:@|%(?:25)*40)[^\s"''<>(),;:=&?/@\\\\]+\.[^\s"''<>(),;:=&?/@\\\\.]{2,}',
             '|(?:\+|\\b00)\(?[0-9][0-9 ().\-]{5,}[0-9]',
             '|\([0-9]{2,5}\) ?[0-9]{2,4}[ .\-]?[0-9]{3,4}',
             '|\\b[0-9]{2,5}[ .\-][0-9]{3,4}[ .\-][0-9]{3,4}(?:[ .\-][0-9]{2,4})*\\b',
@@ -24,7 +40,10 @@ create or replace function tidemark_redact_text as (t) ->
             '|\\b0[0-9]{9,10}\\b',
             '|\\b1?[2-9][0-9]{2}[2-9][0-9]{6}\\b',
             '|\\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\\b',
-            '|Mozilla/[0-9][^"]*'
+            '|\\b[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){7}\\b',
+            '|\\b[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){1,6}::(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){0,5}\\b)?',
+            '|\\b[0-9A-Fa-f]{1,4}::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){2,6}\\b',
+            '|(?:Mozilla|Dalvik|Opera|okhttp|CFNetwork)/[0-9][^"]*'
         ),
         '[redacted]'
     );
@@ -33,17 +52,17 @@ create or replace function tidemark_redact_text as (t) ->
 -- address. One that says nothing stays as it was written.
 create or replace function tidemark_redact as (t) ->
     if(
-        tidemark_is_suspect(t) and tidemark_redact_text(tidemark_decoded(t)) != tidemark_decoded(t),
-        tidemark_redact_text(tidemark_decoded(t)),
+        tidemark_is_suspect(t) and tidemark_redact_text(tidemark_as_read(t)) != tidemark_as_read(t),
+        tidemark_redact_text(tidemark_as_read(t)),
         t
     );
 
 -- A path or a parameter is kept decoded.
 create or replace function tidemark_redact_url as (t) ->
-    if(
-        position(t, '%') > 0 or tidemark_is_suspect(t),
-        tidemark_redact_text(tidemark_decoded(t)),
-        t
+    multiIf(
+        not (position(t, '%') > 0 or tidemark_is_suspect(t)), t,
+        tidemark_redact_text(tidemark_as_read(t)) != tidemark_as_read(t), tidemark_redact_text(tidemark_as_read(t)),
+        tidemark_decoded(t)
     );
 
 -- Properties are re-serialised JSON, so that string literals can be told from the rest by pattern:
@@ -52,31 +71,46 @@ create or replace function tidemark_properties_are_suspect as (p) ->
     match(
         p,
         concat(
-            '@|%[0-9A-Fa-f]{2}|[0-9][0-9 ().\-/]{6,}[0-9]|Mozilla/',
-            '|(?i:"(?:[a-z_ \-]*(?:mail|phone|mobile|name|address|street|postcode|zip|postal|birth|passport|agent)[a-z_0-9 \-]*|ip|ua|tel)":)'
+            '(?i:"(?:[a-z_ \-]*(?:mail|phone|mobile|name|addr|street|postcode|zip|postal|birth|passport|agent)[a-z_0-9 \-]*|(?:[a-z]+[_ \-])?ip|ua|tel)":)'
         )
+    )
+    or tidemark_is_suspect(p);
+
+create or replace function tidemark_personal_key as () ->
+    concat(
+        '(?i)("(?:[a-z_ \-]*(?:e[_ \-]?mail|phone|mobile|(?:first|last|full|given|family|middle|maiden|customer|user|billing|shipping|contact|recipient)[_ \-]?name',
+        '|street|postcode|postal[_ \-]?code|zip|zip[_ \-]?code|user[_ \-]?agent|ip[_ \-]?address|date[_ \-]?of[_ \-]?birth|birth(?:day|date)|passport)[a-z_0-9]*',
+        '|[a-z_ \-]*address[a-z_0-9]*|(?:[a-z]+[_ \-])?(?:ip|addr)|ua|surname|forename|tel)":)'
     );
 
--- What stands under such a key: a literal, a number, or a list or object of them, itself of such.
+-- A list or an object of literals, numbers, and what else is given.
+create or replace function tidemark_container as (more) ->
+    concat('[{\[](?:[^{}\[\]"]|"(?:[^"\\\\]|\\\\.)*"', more, ')*[}\]]');
+
+-- What stands under such a key: a literal, a number, or a list or object of them, five deep. Of
+-- what is deeper nothing stays.
+create or replace function tidemark_without_deeper as (p) ->
+    if(match(p, concat(tidemark_personal_key(), '[{\[]')), '{}', p);
+
 create or replace function tidemark_personal_properties as (p) ->
-    replaceRegexpAll(
+    tidemark_without_deeper(replaceRegexpAll(
         p,
         concat(
-            '(?i)("(?:[a-z_ \-]*(?:e[_ \-]?mail|phone|mobile|(?:first|last|full|given|family|middle|maiden|customer|user|billing|shipping|contact|recipient)[_ \-]?name',
-            '|street|postcode|postal[_ \-]?code|zip|zip[_ \-]?code|user[_ \-]?agent|ip[_ \-]?address|date[_ \-]?of[_ \-]?birth|birth(?:day|date)|passport)[a-z_0-9]*',
-            '|[a-z_ \-]*address[a-z_0-9]*|ip|ua|surname|forename|tel)":)',
-            '("(?:[^"\\\\]|\\\\.)*"|-?[0-9][0-9.eE+\-]*',
-            '|[{\[](?:[^{}\[\]"]|"(?:[^"\\\\]|\\\\.)*"',
-            '|[{\[](?:[^{}\[\]"]|"(?:[^"\\\\]|\\\\.)*")*[}\]])*[}\]])'
+            tidemark_personal_key(),
+            '("(?:[^"\\\\]|\\\\.)*"|-?[0-9][0-9.eE+\-]*|',
+            tidemark_container(concat('|', tidemark_container(concat('|', tidemark_container(concat('|', tidemark_container(concat('|', tidemark_container(''))))))))),
+            ')'
         ),
         '\1"[redacted]"'
-    );
+    ));
 
--- A literal goes whole where what is encoded in it must go: decoded, it might not be a literal.
+-- A literal goes whole where what is encoded in it, or written in other signs, must go: as a person
+-- reads it, it might not be a literal.
 create or replace function tidemark_redact_literal as (token) ->
     multiIf(
         not tidemark_is_suspect(token), token,
-        position(token, '%') > 0 and tidemark_redact_text(tidemark_decoded(token)) != tidemark_decoded(token), '"[redacted]"',
+        position(token, '%') > 0 and tidemark_redact_text(tidemark_as_read(token)) != tidemark_as_read(token), '"[redacted]"',
+        match(token, '[^\\x00-\\x7f]') and tidemark_redact_text(tidemark_plain(tidemark_redact_text(token))) != tidemark_plain(tidemark_redact_text(token)), '"[redacted]"',
         tidemark_redact_text(token)
     );
 
@@ -145,7 +179,21 @@ create or replace function tidemark_id as (kind, value, key) ->
 
 create or replace function tidemark_text as (value) -> ifNull(value, '');
 
-create or replace function tidemark_time as (value) -> parseDateTime64BestEffortOrNull(ifNull(value, ''), 6, 'UTC');
+-- A time says its day and year, or is seconds, milliseconds or microseconds since 1970: of less the
+-- engine would make a time of this year.
+create or replace function tidemark_time as (value) ->
+    if(
+        match(
+            ifNull(value, ''),
+            concat(
+                '^\s*(?:[0-9]{4}[\-/.][0-9]{1,2}[\-/.][0-9]|[0-9]{8}(?:[T ]|\s*$)|[0-9]{14}',
+                '|(?:[0-9]{9,10}(?:\.[0-9]+)?|[0-9]{13}|[0-9]{16})\s*$',
+                '|(?:[A-Za-z]{3},? )?[0-9]{1,2}[ \-][A-Za-z]{3,9}[ \-][0-9]{4})'
+            )
+        ),
+        parseDateTime64BestEffortOrNull(ifNull(value, ''), 6, 'UTC'),
+        null
+    );
 
 -- Without the white space around it, as Python's str.strip() of privacy.subject_hashes leaves it.
 create or replace function tidemark_trimmed as (value) ->

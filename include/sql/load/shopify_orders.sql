@@ -62,7 +62,8 @@ fields as (
                 refund.transactions
             ),
             o.refunds
-        ) as has_bad_refund
+        )
+        or arrayExists(refund -> not dictHas('reference.currencies_lookup', refund.4), all_refunds) as has_bad_refund
     from parsed
 ),
 
