@@ -3,7 +3,6 @@
 import codecs
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
@@ -14,6 +13,7 @@ import zstandard
 from isal import igzip
 from upath import UPath
 
+from tidemark import privacy
 from tidemark.errors import UsageError
 from tidemark.policy import Policy
 from tidemark.workspaces import ID
@@ -21,8 +21,6 @@ from tidemark.workspaces import ID
 Encoding = Literal["gzip", "zstd"]
 
 _SUFFIXES: dict[str, Encoding | None] = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
-# What a message may not repeat of a file's name: the same shapes that the load redacts in rows.
-_PERSONAL = re.compile(r"[^\s/@]+(?:@|%40)[^\s/@]+\.\w+|\+?\d[\d\s().-]{7,}\d")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -234,4 +232,7 @@ def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
 def _redacted(name: str) -> str:
     # A name may be any bytes, and what shows it speaks UTF-8.
     text = os.fsencode(name).decode(errors="replace")
-    return _PERSONAL.sub("[redacted]", text)
+    # In names an underscore stands for a space.
+    words = text.replace("_", " ")
+    shown = privacy.redacted(words)
+    return text if shown == words else shown

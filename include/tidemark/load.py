@@ -31,7 +31,7 @@ from psycopg.types.json import Jsonb
 from tidemark import clickhouse, keys, ledger, overrides, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
-from tidemark.errors import TidemarkError
+from tidemark.errors import TidemarkError, UsageError
 from tidemark.landing import LandingFile, Unreadable, discover
 from tidemark.postgres import Connection
 
@@ -162,12 +162,17 @@ def run(
 
     Raises:
         Refused: as_of lies in the future.
+        UsageError: there is no such source or workspace.
         TidemarkError: a store does not answer; what was published stays.
     """
     policy.refuse_future(as_of, now)
     loader = _Loader(settings, connection, policy.read(settings), as_of, now)
     loader.recover()
     files, notes = discover(landing or settings.landing, loader.policy, sources, workspace)
+    # One that is delivered for goes to quarantine; one that is not is a name misspelt.
+    delivered = {file.workspace_id for file in files}
+    if workspace is not None and workspace not in loader.workspaces.keys() | delivered:
+        raise UsageError(f"no workspace {workspace}; `tidemark workspace list` names them")
     todo, unchanged = loader.select(
         [file for file in files if delivered_from is None or file.delivery_date >= delivered_from],
         retry,

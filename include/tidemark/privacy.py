@@ -38,10 +38,19 @@ _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u221
 _FIGURE = re.compile(r"-?[0-9]+\.[0-9]+", re.ASCII)
 
 
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).translate(_DASHES)
+
+
 def holds_identifier(text: str) -> bool:
     """Whether a text holds what looks like an e-mail address, phone number or IP address."""
-    plain = unicodedata.normalize("NFKC", text).translate(_DASHES)
+    plain = _plain(text)
     return not _FIGURE.fullmatch(plain) and _IDENTIFIER.search(plain) is not None
+
+
+def redacted(text: str) -> str:
+    """The text without what looks like such an identifier; as it is where nothing does."""
+    return _IDENTIFIER.sub("[redacted]", _plain(text)) if holds_identifier(text) else text
 
 
 def keyed_hash(key: bytes, message: bytes) -> str:

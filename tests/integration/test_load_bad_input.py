@@ -229,6 +229,18 @@ def test_an_unknown_workspace_waits_for_it(warehouse: Warehouse, tmp_path: Path)
     shop.assert_ties_out()
 
 
+def test_a_misspelt_workspace_is_wrong_usage(warehouse: Warehouse, tmp_path: Path) -> None:
+    shop = tenant(warehouse, tmp_path)
+    shop.deliver("pixel", [EVENT])
+    outcome = warehouse.run(
+        "load", "--workspace", "nobody", "--landing", str(shop.landing), check=False
+    )
+    assert outcome.code == 2
+    assert "no workspace nobody" in outcome.stderr
+    (file,) = shop.load().files
+    assert file.counts.stored == 1
+
+
 def test_lines_quarantined_for_their_time_come_back_alone(
     warehouse: Warehouse, tmp_path: Path
 ) -> None:

@@ -69,13 +69,28 @@ def test_frames_behind_each_other_are_one_file(tmp_path: Path) -> None:
         assert b"".join(file.lines(100)) == b"1\n2\n"
 
 
-@pytest.mark.parametrize("name", ["ada@example.org.jsonl", "call +44 20 7946 0958.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ada@example.org.jsonl",
+        "ada%40example.org.jsonl",
+        "ada\uff20example.org.jsonl",
+        "call +44 20 7946 0958.jsonl.gz",
+        "caller_02079460958_1.jsonl.gz",
+        "from_192.0.2.17.jsonl.zst",
+    ],
+)
 def test_a_name_that_looks_personal_is_shown_redacted(tmp_path: Path, name: str) -> None:
     file = _file(tmp_path / name, b"")
     assert file.shown.startswith("pixel/shop/2026-11-19/")
     assert "[redacted]" in file.shown
     assert name not in file.shown
     assert name not in repr(file)
+
+
+@pytest.mark.parametrize("name", ["orders_2026-11-19.jsonl", "events_20261119T101500.jsonl.gz"])
+def test_a_name_with_a_day_is_shown_as_it_is(tmp_path: Path, name: str) -> None:
+    assert _file(tmp_path / name, b"").shown.endswith(f"/{name}")
 
 
 def test_files_come_in_the_order_of_their_loading(tmp_path: Path) -> None:
@@ -91,6 +106,7 @@ def test_files_come_in_the_order_of_their_loading(tmp_path: Path) -> None:
         "pixel/a/2026-11-18/a.jsonl.part",
         "pixel/a/18.11.2026/a.jsonl",
         "pixel/a/2026-W47-4/a.jsonl",
+        "pixel/a/2026-13-45/a.jsonl",
         "elsewhere/a/2026-11-18/a.jsonl",
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +120,9 @@ def test_files_come_in_the_order_of_their_loading(tmp_path: Path) -> None:
         "pixel/b/2026-11-18/z.jsonl",
         "pixel/a/2026-11-19/a.jsonl",
     ]
-    assert len(notes) == 3
+    assert len(notes) == 4
+    # Who mistyped it must find it.
+    assert "pixel/a/2026-13-45: the folder must be a day of delivery, YYYY-MM-DD" in notes
     files, _ = discover(str(tmp_path), ladder, ["pixel", "fx_rates"], "b")
     # The rates serve every workspace.
     assert [file.source for file in files] == ["fx_rates", "pixel"]
