@@ -222,7 +222,7 @@ RULES = (
     ("source rules", ["source", "medium", "campaign", "source_rule_id", "source_confidence"]),
     ("country of the IP", ["country"]),
     ("hash of the IP", ["ip_hash"]),
-    ("hash of the user agent", ["ua_hash", "user_agent"]),
+    ("hash of the user agent", ["ua_hash", "sealed_user_agent"]),
     ("properties, redacted and capped", ["properties", "order_id"]),
     ("checks of every field", ["reason", "line_hash"]),
     ("key of the row", ["row_key", "version_at"]),

@@ -45,7 +45,8 @@ _FORMAT = 1
 _NAME = re.compile(r"(daily|monthly)-\d{4}-\d{2}-\d{2}T\d{6}Z")
 #: That are read back together, unless one table alone has more.
 _ROWS_AT_ONCE = 10_000_000
-_NOT_OURS = ("system", "information_schema", "INFORMATION_SCHEMA", "default", SCRATCH)
+# Nothing of a load stands before it is published: what a killed one left is no part of a backup.
+_NOT_OURS = ("system", "information_schema", "INFORMATION_SCHEMA", "default", "load", SCRATCH)
 # Of a large table the engine may say nothing for long.
 _PATIENCE = 6 * 3600.0
 

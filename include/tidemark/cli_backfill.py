@@ -41,7 +41,7 @@ def backfill(
                 note=note,
                 track=track,
             )
-    except flows.RangeClosed as error:
+    except (flows.FilesFailed, flows.RangeClosed) as error:
         if not as_json:
             raise
         note(f"tidemark: {error}")

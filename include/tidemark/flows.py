@@ -371,9 +371,24 @@ class RangeClosed(Refused):
 
     def __init__(self, closed: tuple[Closed, ...], report: "BuildReport | BackfillReport") -> None:
         self.report = report
-        shown = "; ".join(map(str, closed[:3]))
-        more = f"; and {len(closed) - 3} more months" if len(closed) > 3 else ""
-        super().__init__(f"purged days stay as they are: {shown}{more}")
+        super().__init__(f"purged days stay as they are: {_listed(closed, 'months')}")
+
+
+class FilesFailed(TidemarkError):
+    """Files of a backfill could not be loaded; `report` tells what was done for the rest."""
+
+    def __init__(self, report: "BackfillReport") -> None:
+        self.report = report
+        broken = [f"{file.file}: {file.error}" for file in report.load.files if file.error]
+        said = f"{_listed(broken, 'files')}; the rest was loaded and rebuilt"
+        if report.build.closed:
+            said += f", but {RangeClosed(report.build.closed, report)}"
+        super().__init__(said)
+
+
+def _listed(things: Sequence[object], kind: str) -> str:
+    more = f"; and {len(things) - 3} more {kind}" if len(things) > 3 else ""
+    return "; ".join(map(str, things[:3])) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,8 +442,8 @@ def backfill(
         Refused: as_of lies in the future, or the reason holds what looks like an identifier.
         RangeClosed: days of the range are purged for some class and not recalled; what is not
             purged is loaded and rebuilt all the same.
-        TidemarkError: a store does not answer, a file could not be loaded, dbt failed, or the gate
-            found a difference.
+        FilesFailed: a file could not be loaded.
+        TidemarkError: a store does not answer, dbt failed, or the gate found a difference.
     """
     if to_date < from_date:
         raise UsageError(f"--to {to_date} lies before --from {from_date}")
@@ -492,8 +507,7 @@ def backfill(
             )
     report = BackfillReport(backfill_id, from_date, to_date, reason, load_report, build_report)
     if load_report.failed:
-        broken = next(file for file in load_report.files if file.error)
-        raise TidemarkError(f"{broken.file}: {broken.error}; the rest was loaded and rebuilt")
+        raise FilesFailed(report)
     build_report.check()
     if build_report.closed:
         raise RangeClosed(build_report.closed, report)

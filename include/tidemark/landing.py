@@ -4,13 +4,14 @@ import codecs
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from stat import S_ISDIR
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import zstandard
-from isal import igzip
+from isal import isal_zlib
 from upath import UPath
 
 from tidemark import privacy
@@ -22,6 +23,14 @@ Encoding = Literal["gzip", "zstd"]
 
 _SUFFIXES: dict[str, Encoding | None] = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 _CHUNK_BYTES = 1 << 20
+# The stubs take this class for a value.
+_GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
+_DECOMPRESSORS: dict[Encoding, Callable[[], Any]] = {
+    "gzip": lambda: isal_zlib.decompressobj(wbits=31),
+    "zstd": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+#: What reading a file raises that is damaged or cut short.
+DAMAGED = (EOFError, OSError, zstandard.ZstdError, _GzipError)
 
 
 class Unreadable(Exception):
@@ -82,23 +91,15 @@ class LandingFile:
         """Its bytes unpacked, in chunks; `advance` is told the bytes read as they lie.
 
         Raises:
-            EOFError, OSError, zlib.error, zstandard.ZstdError: it is damaged or cut short.
+            Those of `DAMAGED`: it is damaged or cut short.
         """
         position = 0
         with self.open() as stream:
-            for chunk in self._unpacked(stream):
+            plain = iter(lambda: stream.read(_CHUNK_BYTES), b"")
+            for chunk in _unpacked(stream, self.encoding) if self.encoding else plain:
                 yield chunk
                 advance(stream.tell() - position)
                 position = stream.tell()
-
-    def _unpacked(self, stream: BinaryIO) -> Iterator[bytes]:
-        if self.encoding == "gzip":
-            with igzip.IGzipFile(fileobj=stream) as unpacked:  # type: ignore[no-untyped-call]
-                yield from iter(lambda: unpacked.read(_CHUNK_BYTES), b"")
-        elif self.encoding == "zstd":
-            yield from _unzstd(stream)
-        else:
-            yield from iter(lambda: stream.read(_CHUNK_BYTES), b"")
 
     def lines(self, most: int, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
         """Its text in pieces of about `most` bytes, each of whole lines ending in a newline.
@@ -123,6 +124,14 @@ class LandingFile:
         if size:
             text = b"".join(parts)
             yield text if text.endswith(b"\n") else text + b"\n"
+
+    def readable_lines(self) -> int:
+        """How many whole lines stand before its damage, or in all."""
+        count = 0
+        with suppress(*DAMAGED):
+            for chunk in self.chunks():
+                count += chunk.count(b"\n")
+        return count
 
     def sha256(self) -> str:
         """The SHA-256 of its bytes as they lie, in hex."""
@@ -216,17 +225,23 @@ def _children(folder: UPath) -> list[UPath]:
     return sorted(folder.iterdir(), key=lambda entry: entry.name)
 
 
-def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
-    """Unpack zstd frames; unlike the library's reader it sees that the last one is cut short."""
-    frame = None
+def _unpacked(stream: BinaryIO, encoding: Encoding) -> Iterator[bytes]:
+    """Unpack members or frames; the libraries' readers would keep what stands before damage."""
+    frame, began = None, False
     # A small step: what it unpacks to is held in memory whole.
     while packed := stream.read(_CHUNK_BYTES // 16):
         while packed:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(packed)
+            if began and frame is None and encoding == "gzip":
+                # Behind a member gzip takes zeros for padding.
+                packed = packed.lstrip(b"\0")
+                if not packed:
+                    break
+            frame, began = frame or _DECOMPRESSORS[encoding](), True
+            if text := frame.decompress(packed):
+                yield text
             packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("the zstd data is cut short")
+    if frame is not None or not began:
+        raise EOFError(f"the {encoding} data is cut short")
 
 
 def _redacted(name: str) -> str:

@@ -25,14 +25,13 @@ from itertools import accumulate
 from typing import Any
 
 import zstandard
-from isal import igzip_lib
 from psycopg.types.json import Jsonb
 
 from tidemark import clickhouse, keys, ledger, overrides, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
 from tidemark.errors import TidemarkError, UsageError
-from tidemark.landing import LandingFile, Unreadable, discover
+from tidemark.landing import DAMAGED, LandingFile, Unreadable, discover
 from tidemark.postgres import Connection
 
 #: A batch holds at most this much, or one larger file.
@@ -57,8 +56,6 @@ RETRYABLE = ("unknown_workspace", "bad_timestamp", "past_retention")
 _REFUSED = "refused:"
 #: Why a bundle did not load.
 _Failure = ClickHouseError | Unreadable
-# The stubs take this class for a value.
-_GzipError: type[Exception] = igzip_lib.error  # type: ignore[assignment]
 # What ClickHouse finds wrong before it reads a line: unknown names, wrong types, bad syntax, …
 _STATEMENT_ERRORS = frozenset({16, 36, 42, 43, 44, 46, 47, 53, 60, 62, 63, 81, 179, 352, 386, 456})
 
@@ -391,9 +388,10 @@ def _bundles(
                 offset += text.count(b"\n")
         except FileNotFoundError:
             failures[item.load_id] = "it has gone since it was listed; nothing of it was loaded"
-        except (EOFError, OSError, zstandard.ZstdError, _GzipError) as error:
+        except DAMAGED as error:
+            kind = item.file.encoding or "file"
             failures[item.load_id] = (
-                f"after line {offset}: the {item.file.encoding or 'file'} data is damaged or cut"
+                f"after line {item.file.readable_lines()}: the {kind} data is damaged or cut"
                 f" short ({type(error).__name__}); nothing of it was loaded"
             )
     if pieces:
@@ -465,6 +463,7 @@ class _Loader:
         }
         self.overrides = overrides.in_force(connection, ladder)
         self.topology = clickhouse.topology(settings)
+        self.seal = privacy.Seal()
 
     # -- which files ---------------------------------------------------------------------------
 
@@ -533,9 +532,12 @@ class _Loader:
         ]
         if not kept:
             return reports
-        self._describe_files(kept, listed)
-        self._judge(sql, data_class)
-        counts = self._counts(kept)
+        with ThreadPoolExecutor(1) as beside:
+            classified = beside.submit(self._classify_user_agents, sql)
+            self._describe_files(kept, listed)
+            self._judge(sql, data_class)
+            counts = self._counts(kept)
+            classified.result()
         results: dict[str, dict[str, Any]] = {
             str(item.load_id): {
                 "counts": asdict(counts[item.load_id]),
@@ -633,14 +635,12 @@ class _Loader:
         for session_id in opened:
             self._close_session(session_id)
         self._forget([item for item in batch if item.load_id in failures])
-        if sql.has_user_agents:
-            privacy.classify_user_agents(self.settings)
         return failures
 
     def _make_tables(self, sql: _ClassSql) -> None:
         """Make the tables that the parse fills; what arrives in `load.lines` goes nowhere yet."""
         columns = f"{_STAGE_COLUMNS.strip()},\n{sql.stage}"
-        extra = ", user_agent LowCardinality(String)" if sql.has_user_agents else ""
+        extra = ", sealed_user_agent LowCardinality(String)" if sql.has_user_agents else ""
         self._run(
             f"create table load.stage ({columns}) engine = MergeTree order by tuple()"
             # It lives for seconds: packing or merging it would cost more than writing it.
@@ -656,15 +656,15 @@ class _Loader:
             "(String), line_hash String) engine = MergeTree order by (load_id, line_number)"
         )
         if sql.has_user_agents:
-            # In memory alone: a user agent must not reach the disk.
+            # In memory alone, and sealed: a user agent must not reach the disk, nor outlive a load.
             self._run(
-                "create table load.user_agents_seen (ua_hash UInt128, user_agent String)"
+                "create table load.user_agents_seen (ua_hash UInt128, sealed_user_agent String)"
                 " engine = Memory"
             )
 
     def _distribute(self, sql: _ClassSql) -> None:
         """Send what arrives in `load.lines` on to the other work tables."""
-        not_staged = "reason, line_hash" + (", user_agent" if sql.has_user_agents else "")
+        not_staged = "reason, line_hash" + (", sealed_user_agent" if sql.has_user_agents else "")
         self._run(
             "create materialized view load.lines_to_stage to load.stage as"
             f" select * except ({not_staged}) from load.lines where reason = ''"
@@ -676,9 +676,13 @@ class _Loader:
         if sql.has_user_agents:
             self._run(
                 "create materialized view load.lines_to_user_agents to load.user_agents_seen as"
-                " select ua_hash, any(user_agent) as user_agent from load.lines"
+                " select ua_hash, any(sealed_user_agent) as sealed_user_agent from load.lines"
                 " where ua_hash != 0 group by ua_hash"
             )
+
+    def _classify_user_agents(self, sql: _ClassSql) -> None:
+        if sql.has_user_agents:
+            privacy.classify_user_agents(self.settings, self.seal)
 
     def _forget(self, items: Sequence[_Item]) -> None:
         """Take what part of some files was staged out again."""
@@ -754,13 +758,13 @@ class _Loader:
             {"name": name, "day": day.isoformat(), **privacy.hmac_pads(key)}
             for name, day, key in rows
         ]
-        documents.append(
-            {
-                "name": "user_agent",
-                "day": self.as_of.isoformat(),
-                **privacy.siphash_key(self.ledger_key),
-            }
-        )
+        others = {
+            "user_agent": privacy.siphash_key(self.ledger_key),
+            "seal": {"inner_key": self.seal.key.hex(), "outer_key": ""},
+        }
+        documents += [
+            {"name": name, "day": self.as_of.isoformat(), **key} for name, key in others.items()
+        ]
         clickhouse.insert_rows(self.settings, "tidemark_keys", documents, params=session)
         clickhouse.insert_rows(self.settings, "tidemark_erased", erased, params=session)
 

@@ -3,8 +3,13 @@
 import hashlib
 import hmac
 import re
+import secrets
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.padding import PKCS7
 
 from tidemark import clickhouse, reference
 from tidemark.config import Settings
@@ -131,19 +136,37 @@ def siphash_key(key: bytes) -> dict[str, str]:
     return {"inner_key": derived[:8].hex(), "outer_key": derived[8:16].hex()}
 
 
-def classify_user_agents(settings: Settings) -> None:
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Hides texts that lie in ClickHouse from all but this process, with which its key ends.
+
+    The other half is tidemark_sealed of include/sql/clickhouse/030_functions.sql: AES-256-CBC (NIST
+    SP 800-38A), padded by PKCS #7, from a vector of zeros: it shows which texts begin alike.
+    """
+
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def opened(self, sealed: bytes) -> str:
+        """The text behind what `tidemark_sealed` made of it with this key."""
+        decryptor = Cipher(algorithms.AES256(self.key), modes.CBC(bytes(16))).decryptor()
+        unpadder = PKCS7(128).unpadder()
+        padded = decryptor.update(sealed) + decryptor.finalize()
+        return (unpadder.update(padded) + unpadder.finalize()).decode("utf-8", "surrogateescape")
+
+
+def classify_user_agents(settings: Settings, seal: Seal) -> None:
     """Class the user agents of `load.user_agents_seen` that `reference.user_agents` lacks."""
     while True:
         unknown = clickhouse.rows(
             settings,
-            "select toString(ua_hash) as ua_hash, any(user_agent) as user_agent"
+            "select toString(ua_hash) as ua_hash, hex(any(sealed_user_agent)) as sealed"
             " from load.user_agents_seen"
             " where ua_hash not in (select ua_hash from reference.user_agents)"
             f" group by ua_hash limit {_USER_AGENTS_AT_ONCE}",
         )
         if not unknown:
             return
-        hash_of = {row["user_agent"]: row["ua_hash"] for row in unknown}
+        hash_of = {seal.opened(bytes.fromhex(row["sealed"])): row["ua_hash"] for row in unknown}
         clickhouse.insert_rows(
             settings,
             "reference.user_agents",

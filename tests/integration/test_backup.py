@@ -44,7 +44,12 @@ def built() -> Iterator[Warehouse]:
 
 @pytest.fixture(scope="module")
 def made(built: Warehouse) -> dict[str, Any]:
-    """The day's and the month's backup of it, by kind."""
+    """The day's and the month's backup of it, by kind, with a killed load's rows beside it."""
+    built.run(
+        "sql",
+        "--write",
+        "create table load.stage engine = MergeTree order by tuple() as select 'left over' as a",
+    )
     report = built.run("backup", "--as-of", str(LOADED), "--json").json
     assert [own["kind"] for own in report["made"]] == ["daily", "monthly"]
     assert report["expired"] == []
@@ -110,13 +115,15 @@ def test_a_backup_has_every_table_and_is_closed_to_others(
         for row in rows(
             built,
             "select concat(database, '.', name) as name, total_rows as rows from system.tables"
-            " where engine like '%MergeTree' and database not in ('system', 'default')",
+            " where engine like '%MergeTree' and database not in ('system', 'default', 'load')",
         )
     }
     assert standing["raw.pixel_events"] > 0
     assert held.keys() == standing.keys()
     # Those of a ReplacingMergeTree are counted as a reader sees them.
     assert all(0 < held[name] <= standing[name] for name in standing if standing[name])
+    assert "load" not in manifest["clickhouse"]["databases"]
+    assert not [path for path in folder.rglob("*") if "load" in path.relative_to(folder).parts]
     assert manifest["postgres"]["tables"]["app.user_accounts"]["rows"] == 1
     assert "control.salts" not in manifest["postgres"]["tables"]
     for path in (folder, *folder.rglob("*")):

@@ -3,6 +3,7 @@
 One history for all, purged once through the real commands.
 """
 
+import gzip
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
@@ -182,6 +183,18 @@ def test_a_range_over_purged_days_answers_3_and_changes_nothing(purged: Warehous
     [entry] = control(purged, "select document from control.ledger where kind = 'backfill'")
     assert entry["document"]["reason"] == "an outage"
     assert entry["document"]["closed"] != []
+
+    # A file of another day that is damaged hides none of it.
+    cut = purged.settings.landing_path / "pixel" / "shop" / "2026-11-12" / "cut.jsonl.gz"
+    cut.parent.mkdir(parents=True, exist_ok=True)
+    cut.write_bytes(gzip.compress(b"{}\n")[:-4])
+    failed = purged.run("backfill", *where, "--reason", "an outage", "--json", check=False)
+    cut.unlink()
+    assert failed.code == 1
+    assert failed.json["build"]["closed"] != []
+    assert "cut.jsonl.gz: after line 1: " in failed.stderr
+    assert "purged days stay as they are: " in failed.stderr
+    assert "tidemark recall" in failed.stderr
 
     # What was recalled is asked for no more.
     purged.run("recall", "ad_spend", "--workspace", "shop", "--month", "2024-09", "--as-of", AS_OF)

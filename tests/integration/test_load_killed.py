@@ -16,7 +16,7 @@ import pytest
 
 from homes import Warehouse
 from landings import AS_OF, DAY, Tenant, changed, fixture, tenant
-from tidemark import engines
+from tidemark import clickhouse, engines
 from tidemark.errors import TidemarkError
 
 EVENT = fixture("pixel")[4]
@@ -164,6 +164,36 @@ def test_killed_at_each_step_and_rerun(warehouse: Warehouse, tmp_path: Path) -> 
     # All at once, and undisturbed, comes to the same: fates don't depend on the order of loads.
     calm.load()
     assert _outcome(shop) == _outcome(calm)
+    _assert_nothing_is_left_over(shop)
+
+
+def test_a_killed_load_leaves_no_user_agent_that_can_be_read(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    shop = tenant(warehouse, tmp_path)
+    agent = "Mozilla/5.0 (X11; Linux x86_64; Canary 417) Gecko/20100101 Firefox/128.0"
+    shop.deliver("pixel", [changed(EVENT, user_agent=agent), changed(EVENT, event_id="other")])
+    assert _load(shop, "after", "_parse", 1).wait(120) == -signal.SIGKILL
+    left = [
+        row["name"] for row in shop.rows("select name from system.tables where database = 'load'")
+    ]
+    assert {"stage", "user_agents_seen"} <= set(left)
+    (seen,) = shop.rows("select count() as n from load.user_agents_seen")
+    assert seen["n"] == 1
+    told = [
+        clickhouse.execute(warehouse.settings, f"select * from load.{name}").body
+        for name in left
+        if "_to_" not in name
+    ]
+    assert any(told)
+    assert b"Canary" not in b"".join(told)
+    assert b"Mozilla" not in b"".join(told)
+    shop.load()
+    (row,) = shop.rows(
+        "select device_type, os from raw.pixel_events"
+        f" where workspace_id = {{workspace}} and event_id = '{EVENT['event_id']}'"
+    )
+    assert row == {"device_type": "desktop", "os": "linux"}
     _assert_nothing_is_left_over(shop)
 
 

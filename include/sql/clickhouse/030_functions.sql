@@ -167,6 +167,9 @@ create or replace function tidemark_hmac as (message, key) ->
 create or replace function tidemark_pseudonym as (kind, value, key) ->
     if(value = '', '', substring(tidemark_hmac(concat(kind, '\0', value), key), 1, 32));
 
+-- Of 32 bytes as key: for who has it (privacy.Seal) it is the text, for others nothing.
+create or replace function tidemark_sealed as (value, key) -> encrypt('aes-256-cbc', value, key);
+
 -- An identifier that somebody made of an e-mail address, or of a phone number that a plus, a space
 -- or a bracket gives away; others must stay as they are to match.
 create or replace function tidemark_id as (kind, value, key) ->

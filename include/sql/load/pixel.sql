@@ -88,7 +88,7 @@ select
     tidemark_confidence(click_id_kind, utm_source, utm_medium) as source_confidence,
     dictGetOrDefault('reference.geo', 'country', ifNull(toIPv6OrNull(ip), toIPv6('::')), '') as country,
     if(user_agent = '', toUInt128(0), reinterpretAsUInt128(sipHash128Keyed(user_agent_key, user_agent))) as ua_hash,
-    user_agent,
+    tidemark_sealed(user_agent, seal_key) as sealed_user_agent,
     -- A day whose salt is destroyed, or was never made, has no hash.
     if(
         ip = '' or toDate(event_at) not in (select day from tidemark_keys where name = 'salt'),

@@ -4,6 +4,7 @@ with
     (select (unhex(any(inner_key)), unhex(any(outer_key))) from tidemark_keys where name = 'pseudonym') as pseudonym_key,
     (select (unhex(any(inner_key)), unhex(any(outer_key))) from tidemark_keys where name = 'ledger') as ledger_key,
     (select (reinterpretAsUInt64(unhex(any(inner_key))), reinterpretAsUInt64(unhex(any(outer_key)))) from tidemark_keys where name = 'user_agent') as user_agent_key,
+    (select unhex(any(inner_key)) from tidemark_keys where name = 'seal') as seal_key,
     (select arraySort(groupArray((day, unhex(inner_key), unhex(outer_key)))) from tidemark_keys where name = 'salt') as salt_rows,
     arrayMap(salt -> salt.1, salt_rows) as salt_days,
     arrayMap(salt -> (salt.2, salt.3), salt_rows) as salts,
