@@ -112,14 +112,21 @@ class Connection:
             return self._raw.query(sql, output_format, params=dict(params or {}))
         except RuntimeError as error:
             raise EngineError(str(error)) from None
+        except UnicodeDecodeError as error:
+            # A message that quotes bytes of the data, of which Python makes no text.
+            raise EngineError(error.object.decode(errors="surrogateescape")) from None
 
     def watch(self, progress: Callable[[Mapping[str, int]], None] | None) -> None:
         """Call this with the figures so far while a statement runs, from any thread."""
         self._raw.set_progress_callback(progress)
 
     def text(self, sql: str, params: Mapping[str, str] | None = None) -> str:
-        """A statement's result as tab separated text. Raises EngineError."""
-        return bytes(self.run(sql, "TabSeparatedRaw", params).bytes()).decode()
+        """A statement's result as tab separated text, with bytes that are no UTF-8 as surrogates.
+
+        Raises EngineError.
+        """
+        found = bytes(self.run(sql, "TabSeparatedRaw", params).bytes())
+        return found.decode(errors="surrogateescape")
 
     def pairs(self, sql: str) -> dict[str, str]:
         """A result of two columns of text, by the first. Raises EngineError."""
@@ -152,6 +159,7 @@ class Engine:
         self.config = config
         self._lock_file: Any = None
         self._keeper: Any = None
+        self._mending = threading.Lock()
         self._string = ""
         self.version = ""
         # Tab separated: database, table and name of parts that could not be loaded.
@@ -159,7 +167,7 @@ class Engine:
         self.timezone = "UTC"
         # Settings of a fresh connection that are no defaults, as SQL.
         self.settings: dict[str, str] = {}
-        # By the name of an output format.
+        # By the name of an output format in lower case.
         self.content_types: dict[str, str] = {}
 
     def lock(self) -> None:
@@ -229,7 +237,7 @@ class Engine:
             changed = keeper.pairs("SELECT name, value FROM system.settings WHERE changed")
             self.settings = {name: quote(value) for name, value in changed.items()}
             self.content_types = keeper.pairs(
-                "SELECT name, content_type FROM system.formats WHERE is_output"
+                "SELECT lower(name), content_type FROM system.formats WHERE is_output"
             )
         except EngineError as error:
             raise StartError(f"the engine did not open {config.data}: {error}") from error
@@ -252,9 +260,21 @@ class Engine:
     def connect(self) -> Connection:
         """A fresh connection: no session state but the defaults. Raises EngineError."""
         try:
+            return self._connected()
+        except EngineError as error:
+            if error.name != "UNKNOWN_DATABASE":
+                raise
+        # Every connection begins in it, so without it nobody could make it again.
+        with self._mending:
+            Connection(self._keeper).run("CREATE DATABASE IF NOT EXISTS default ENGINE = Atomic")
+        return self._connected()
+
+    def _connected(self) -> Connection:
+        try:
             return Connection(self._connect(self._string))
         except RuntimeError as error:
-            raise EngineError(str(error)) from None
+            # Above the engine's reason it says what failed.
+            raise EngineError(str(error).removeprefix("Failed to create connection: ")) from None
 
     def pool(self, settings: Mapping[str, str]) -> Pool:
         """Connections with these settings, for statements that leave nothing behind on them."""

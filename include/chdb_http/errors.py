@@ -73,7 +73,7 @@ def tidy(text: str) -> str:
     while match := re.match(r"Code: (\d+)\. DB::\w+: (Code: \1\. DB::)", text):
         text = _NESTED.sub("", text[match.start(2) :])
         text = re.sub(r"\(([A-Z_0-9]+)\)\. \(\1\)$", r"(\1)", text)
-    text = re.sub(r":? ?\(in file/uri /proc/self/fd/\d+\)", "", text)
+    text = re.sub(r":? ?\(in file/uri (?:/proc/self/fd/\d+|\S*/chdb_http-\w+)\)", "", text)
     return re.sub(r"/proc/self/fd/\d+", "the request's body", text)
 
 

@@ -167,6 +167,8 @@ _STREAMS = names("- stdin stdout stderr")
 
 _WORD = re.compile(r"[a-z0-9_]+", re.A)
 _SCOPE = re.compile(r": In scope SELECT parseQueryToJSON\(.*\)(?=\. \([A-Z_]+\)\s*$)", re.S)
+# A setting's value that comes with the request.
+_PARAMETER = re.compile(r"CustomType_\('AST', '\{\w+:\w+\}'\)")
 _LINE = re.compile(r"^( *)(\S+)(?: +(.*))?$", re.S)
 _SUFFIX = re.compile(r" ?\((?:alias .*|children \d+)\)")
 
@@ -333,6 +335,10 @@ class Guard:
                 if error.code != 36:
                     raise EngineError(_SCOPE.sub("", error.message)) from None
                 tree = _drawn(connection, sql, params)
+            except RecursionError:
+                raise ClickHouseError(
+                    306, "TOO_DEEP_RECURSION", "The statement is nested too deeply to look through"
+                ) from None
             except ValueError:
                 raise ClickHouseError(62, "SYNTAX_ERROR", "Syntax error: no parse") from None
         finally:
@@ -382,10 +388,13 @@ class Guard:
         changes: dict[str, str | None] = {}
         for change in node.get("changes", []):
             value = change.get("value", {})
+            if _PARAMETER.fullmatch(str(value.get("value"))):
+                value = {}
             if value.get("field_type") == "CustomType":
                 raise _readonly("disk") if read_only else _denied("a disk of its own")
             text = value.get("value")
-            changes[change["name"]] = None if isinstance(text, (dict, list)) else str(text)
+            known = text is not None and not isinstance(text, (dict, list))
+            changes[change["name"]] = str(text) if known else None
         for name in node.get("default_settings", []):
             limit = self._known.limits.get(name)
             changes[name] = None if limit is None else str(limit)

@@ -19,6 +19,7 @@ EARLY_HEADER = "chdb_http.early_header"
 BODY = "chdb_http.body"
 # Statements may stand in the address, as on the server.
 MAX_HEAD = (1 << 20) + (1 << 17)
+_MAX_PARSED = 0xFFFF
 
 
 @dataclass
@@ -149,7 +150,14 @@ class HeaderProtocol(HttpToolsProtocol):
         # The parser refuses more than one, and one that is no number.
         length = next((value for name, value in self.headers if name == b"content-length"), b"0")
         self._left = int(length)
+        if len(self.url) <= _MAX_PARSED:
+            super().on_headers_complete()
+            return
+        # The library that takes addresses apart counts in 16 bits.
+        self.url, _, query = self.url.partition(b"?")
         super().on_headers_complete()
+        # Whoever answers reads it when this has returned.
+        self.scope["query_string"] = query.partition(b"#")[0]
 
     def on_body(self, body: bytes) -> None:
         self._left = max(0, self._left - len(body))

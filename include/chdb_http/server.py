@@ -72,6 +72,8 @@ SOCKET_TIMEOUT = 209
 MAX_QUERY = 64 << 20
 _KILL_SECONDS = 0.2
 _KILL_PAUSE = 0.01
+# As the server's replace_running_query_max_wait_ms.
+_REPLACE_SECONDS = 5.0
 
 _NOT_SETTINGS = names(
     """query database default_format session_id session_timeout session_check close_session
@@ -80,6 +82,7 @@ _NOT_SETTINGS = names(
     enable_http_compression http_zlib_compression_level send_progress_in_http_headers
     http_headers_progress_interval_ms"""
 )
+_PLAIN_TEXT = "text/plain; charset=UTF-8"
 _BUFFER_SIZES = ("buffer_size", "http_response_buffer_size")
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -352,7 +355,7 @@ class Answer:
         )
 
     async def _begin(self, figures: Mapping[str, int], *more: tuple[str, str]) -> None:
-        kind = self._app.engine.content_types.get(self.format, "text/plain; charset=UTF-8")
+        kind = self._app.engine.content_types.get(self.format.lower(), _PLAIN_TEXT)
         headers = [
             *self._headers(figures),
             ("Content-Type", kind),
@@ -449,7 +452,7 @@ class Answer:
         text = error.text
         if "(version " not in text:
             text += f" (version {self._app.engine.version} (chDB))"
-        message = (text + "\n").encode()
+        message = (text + "\n").encode(errors="surrogateescape")
         figures = {**_NO_FIGURES, **self._figures}
         code = ("X-ClickHouse-Exception-Code", str(error.code))
         if not self.started and not self._begun:
@@ -460,7 +463,7 @@ class Answer:
                 error.status,
                 [
                     *self._headers(figures),
-                    ("Content-Type", "text/plain; charset=UTF-8"),
+                    ("Content-Type", _PLAIN_TEXT),
                     code,
                     ("Content-Length", str(len(body))),
                     # The rest of a body that does not come is not waited for.
@@ -537,6 +540,8 @@ class Job:
     report: Callable[[Mapping[str, int]], object]
     entrance: Pipe | None
     exit: Pipe
+    #: The query parameters: the request's, and its session's.
+    bound: Mapping[str, str]
 
 
 class App:
@@ -612,6 +617,8 @@ class App:
             if method in ("GET", "HEAD") and not params.get("query"):
                 await _plain(send, 200, b"Ok.\n")
                 return
+            if role := params.get("role"):
+                raise ClickHouseError(511, "UNKNOWN_ROLE", f"There is no role `{role}`")
             await self._serve(request, body, answer)
         except ClickHouseError as error:
             # Who waits for a word before the body will not send it now.
@@ -676,7 +683,7 @@ class App:
         blocks = request.flag("decompress")
         encoding = request.headers.get("content-encoding", "")
         kind = request.headers.get("content-type", "")
-        if request.method != "POST":
+        if not request.headers.keys() & {"content-length", "transfer-encoding"}:
             return _planned(query)
         if kind.startswith("multipart/form-data"):
             form = await read_form(body.next, kind, decoder(encoding, blocks), self.config.tmp)
@@ -725,7 +732,9 @@ class App:
         await _hold_values(plan, body)
         run = Run(request.query_id)
         try:
-            if any(own.query_id == run.query_id for own in self.runs.values()):
+            if request.flag("replace_running_query"):
+                await self._replace(run.query_id)
+            if self._namesakes(run.query_id):
                 raise ClickHouseError(
                     216,
                     "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
@@ -744,6 +753,18 @@ class App:
             for external in plan.externals:
                 external.remove()
 
+    def _namesakes(self, query_id: str) -> list[Run]:
+        return [run for run in self.runs.values() if run.query_id == query_id]
+
+    async def _replace(self, query_id: str) -> None:
+        """Stop a statement whose place another shall take, and wait for its end for a while."""
+        loop = asyncio.get_running_loop()
+        for run in self._namesakes(query_id):
+            await loop.run_in_executor(self.helpers, run.stop, self.engine)
+        deadline = loop.time() + _REPLACE_SECONDS
+        while self._namesakes(query_id) and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+
     async def _answer(
         self, request: Request, plan: Plan, body: Body, answer: Answer, run: Run
     ) -> Mapping[str, int]:
@@ -757,7 +778,7 @@ class App:
             def report(figures: Mapping[str, int]) -> None:
                 loop.call_soon_threadsafe(answer.progress, figures)
 
-            job = Job(request, plan, run, answer, report, entrance, exit_)
+            job = Job(request, plan, run, answer, report, entrance, exit_, request.bound)
             threads = self.killers if plan.word == "KILL" else self.workers
             work = loop.run_in_executor(threads, self._work, job)
             work.add_done_callback(lambda _: exit_.close_theirs())
@@ -931,6 +952,7 @@ class App:
                 request.user.name, name, self._timeout(params), request.flag("session_check")
             )
             connection = session.connection
+            job.bound = session.bound(request.bound)
         elif pool is not None:
             connection = pool.take()
         else:
@@ -993,7 +1015,7 @@ class App:
             if request.user.read_only:
                 self._read_only(request, plan, connection, pooled)
             else:
-                self.guard.check_owner(plan.text, request.bound)
+                self.guard.check_owner(plan.text, job.bound)
             if request.read_only and session is not None:
                 # SET could not be taken back.
                 self._only_read(plan, connection, request.read_only)
@@ -1005,14 +1027,14 @@ class App:
             if not _IDENTIFIER.match(answer.format):
                 raise ClickHouseError(73, "UNKNOWN_FORMAT", f"Unknown format {answer.format}")
             if plan.statement is not None and plan.word == "KILL":
-                plan.statement = read_statement(self._kill(plan.statement.text, request.bound))
+                plan.statement = read_statement(self._kill(plan.statement.text, job.bound))
             job.run.begin()
             try:
                 done = self._run(job, connection)
             finally:
                 job.run.end()
             if session is not None and plan.word in ("SET", "USE"):
-                session.learn(plan.text, request.bound)
+                session.learn(plan.text, job.bound)
                 moved = moved and plan.word == "SET"
             return done
         finally:
@@ -1031,7 +1053,7 @@ class App:
             raise ClickHouseError(164, "READONLY", "Cannot execute query in readonly mode.")
 
     def _run(self, job: Job, connection: Connection) -> tuple[Mapping[str, int], bytes]:
-        plan, answer, bound = job.plan, job.answer, job.request.bound
+        plan, answer, bound = job.plan, job.answer, job.bound
         seen: Mapping[str, int] = {}
 
         def progress(figures: Mapping[str, int]) -> None:

@@ -49,6 +49,16 @@ class Session:
         """The zone that it has set, if any."""
         return unquote(self.own.get("session_timezone", ""))
 
+    def bound(self, given: Mapping[str, str]) -> dict[str, str]:
+        """The parameters of a request: what it brings, and what the session has SET besides.
+
+        The engine forgets the session's for those of a statement.
+        """
+        kept = {
+            name[6:]: _field(value) for name, value in self.own.items() if name.startswith("param_")
+        }
+        return kept | dict(given)
+
     def learn(self, text: str, bound: Mapping[str, str]) -> None:
         """Remember what a SET or USE of the client's has changed."""
         items = [item for item in tokens(text) if item.text != ";"]
@@ -66,6 +76,13 @@ class Session:
                     self.own.pop(name, None)
                 else:
                     self.own[name] = value
+
+
+def _field(literal: str) -> str:
+    """A literal as a tab separated field, which has the same escapes."""
+    if not literal.startswith("'"):
+        return literal
+    return literal[1:-1].replace("''", "'").replace("\t", "\\t").replace("\n", "\\n")
 
 
 class Sessions:

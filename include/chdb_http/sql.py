@@ -119,7 +119,8 @@ def find_insert(text: str) -> Insert | None:
     """Split an INSERT that takes rows from the request; None for any other statement.
 
     Reads no further than the format's name, so the text may end in binary data or in the middle of
-    it. Raises ClickHouseError for FROM INFILE and for an ``input()`` without FORMAT.
+    it. Raises ClickHouseError for FROM INFILE, for an ``input()`` without FORMAT, and as the server
+    for a semicolon right behind the format's name.
     """
     stream = tokens(text)
     token = next(stream, None)
@@ -183,6 +184,10 @@ def find_insert(text: str) -> Insert | None:
             if name and name.kind == "word":
                 if selects and source is None:
                     return None
+                if text[name.end : name.end + 1] == ";":
+                    raise ClickHouseError(
+                        62, "SYNTAX_ERROR", "You have excessive ';' symbol before data for INSERT"
+                    )
                 clause = token.start if settings is None else settings
                 data = _after_format(text, name.end)
                 return Insert(name.text, clause, token.start, data, source, structure)

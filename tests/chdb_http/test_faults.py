@@ -21,7 +21,7 @@ from urllib.parse import quote
 import pytest
 
 from bench import faults_endpoint
-from chdb_http.testing import OWNER, Daemon, basic_auth
+from chdb_http.testing import OWNER, READER, Daemon, basic_auth
 
 LOGIN = basic_auth(OWNER)
 
@@ -459,3 +459,34 @@ def test_no_statement_body_or_password_in_a_log(daemon: Daemon, table: str) -> N
         content = path.read_bytes()
         assert b"canary-in" not in content
         assert OWNER[1].encode() not in content
+
+
+@pytest.mark.parametrize("statement", ["DROP DATABASE default", "RENAME DATABASE default TO other"])
+def test_nobody_is_locked_out_without_the_database_default(tmp_path: Path, statement: str) -> None:
+    daemon = Daemon(tmp_path).start()
+    daemon.value("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a")
+    assert daemon.send(statement).status == 200
+    for user in (OWNER, READER):
+        sessions: list[dict[str, Any]] = [{}, {"session_id": "new"}]
+        for session in sessions:
+            assert (
+                daemon.send("SELECT currentDatabase()", user=user, **session).body == b"default\n"
+            )
+    assert daemon.send("SELECT 1 FROM t").code == 60
+    assert daemon.send("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a").status == 200
+    # It is an ordinary one again after a restart too.
+    assert daemon.stop() == 0
+    daemon.start()
+    assert daemon.value("SELECT count() FROM t") == "0"
+    assert daemon.stop() == 0
+
+
+def test_a_statement_may_replace_one_of_its_id(daemon: Daemon) -> None:
+    with ThreadPoolExecutor() as pool:
+        old = pool.submit(daemon.send, "SELECT sleep(3)", query_id="again")
+        running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleep(3)%'"
+        wait_for(daemon, running, "1")
+        assert daemon.send("SELECT 2", query_id="again").code == 216
+        reply = daemon.send("SELECT 2", query_id="again", replace_running_query=1)
+        assert reply.body == b"2\n"
+        assert old.result().code == 394

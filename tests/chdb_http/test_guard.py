@@ -583,3 +583,37 @@ def test_random_bytes_are_survived(daemon: Daemon, secret: Path) -> None:
             assert CANARY.encode() not in reply.body
             assert json.dumps(reply.code)
     assert daemon.value("SELECT 1") == "1"
+
+
+@pytest.mark.parametrize("user", [OWNER, READER])
+def test_any_bytes_may_stand_in_a_literal_that_is_looked_at(
+    daemon: Daemon, user: tuple[str, str]
+) -> None:
+    for query, answer in (
+        (r"SELECT hex('\xff') SETTINGS max_threads = 1", b"FF\n"),
+        ("SELECT hex(x'ff'), 'engine'", b"FF\tengine\n"),
+        (r"SELECT match('a', '[\x80-\xff]'), 'engine'", b"0\tengine\n"),
+    ):
+        reply = daemon.send(query, user=user)
+        assert reply.body == answer, query
+    if user == OWNER:
+        daemon.send("CREATE TABLE anyway (a String DEFAULT '\\xff', b String) ENGINE = Memory")
+        assert daemon.send(r"INSERT INTO anyway VALUES (upper('a'), '\xff')").status == 200
+        assert daemon.value("SELECT a, hex(b) FROM anyway") == "A\tFF"
+        daemon.send("DROP TABLE anyway")
+
+
+def test_a_setting_may_be_a_parameter_as_far_as_any_value_may(daemon: Daemon) -> None:
+    query = "SELECT getSetting('max_threads') SETTINGS max_threads = {x:UInt64}"
+    assert daemon.send(query, param_x="1").body == b"1\n"
+    assert daemon.send(query, param_x="1", user=READER).code == 164
+    refused = "SELECT 1 SETTINGS additional_result_filter = {x:String}"
+    assert daemon.send(refused, param_x="file('x')").code == 291
+    disk = "CREATE TABLE d (a Int8) ENGINE = MergeTree ORDER BY a SETTINGS disk = {x:String}"
+    assert daemon.send(disk, param_x="disk(type = local, path = '/tmp/')").code == 479
+
+
+def test_what_is_too_deep_to_look_into_is_refused(daemon: Daemon) -> None:
+    query = f"SELECT {'[' * 900}1{']' * 900}"
+    assert daemon.send(query).status == 200
+    assert daemon.send(query, user=READER).code == 306

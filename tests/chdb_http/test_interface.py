@@ -559,3 +559,71 @@ def test_strings_and_parameters_are_bytes(daemon: Daemon) -> None:
     connection.close()
     assert daemon.send(None, b"SELECT 1 AS `\xff`").code == 62
     assert daemon.send(None, b"SELECT $$\xff$$").code == 62
+
+
+@pytest.mark.parametrize("end", [";", ";\n", "; "])
+def test_a_semicolon_never_becomes_a_row(daemon: Daemon, table: str, end: str) -> None:
+    for reply in (
+        daemon.send(f"INSERT INTO t (s) FORMAT TSV{end}", b"hello\n"),
+        daemon.send(None, f"INSERT INTO t (s) FORMAT CSV{end}\nhello\n".encode()),
+    ):
+        assert (reply.status, reply.code) == (400, 62)
+    assert daemon.value("SELECT count() FROM t") == "0"
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "code"),
+    [
+        ("SELECT toInt32(unhex('ff00'))", None, 6),
+        ("INSERT INTO t (a) FORMAT TSV", b"M\xfcller\n", 27),
+    ],
+)
+def test_an_error_quotes_bytes_as_they_are(
+    daemon: Daemon, table: str, query: str, body: bytes | None, code: int
+) -> None:
+    reply = daemon.send(query, body)
+    assert (reply.status, reply.code) == (400, code)
+    assert reply.body.startswith(b"Code: %d. " % code)
+    with pytest.raises(UnicodeDecodeError):
+        reply.body.decode()
+
+
+def test_an_error_of_other_bytes_after_the_first_byte(daemon: Daemon) -> None:
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        daemon.send(r"SELECT throwIf(number = 900000, 'gr\xfc') FROM numbers(1000000)")
+    tail = broken.value.partial[-600:]
+    assert b"__exception__" in tail
+    assert b"gr\xfc" in tail
+
+
+def test_a_sessions_parameters_stay_beside_a_requests_own(daemon: Daemon) -> None:
+    session: dict[str, Any] = {"session_id": "parameters"}
+    assert daemon.send(r"SET param_a = '7', param_text = 'a\tb\\''c'", **session).status == 200
+    assert daemon.send("SELECT {a:Int8} + {b:Int8}", param_b="8", **session).body == b"15\n"
+    assert daemon.send("SELECT {a:Int8}", **session).body == b"7\n"
+    assert daemon.send("SELECT {a:Int8}", param_a="9", **session).body == b"9\n"
+    assert daemon.send("SELECT {a:Int8}", **session).body == b"7\n"
+    text = daemon.send("SELECT {text:String} FORMAT TSVRaw", param_b="8", **session)
+    assert text.body == b"a\tb\\'c\n"
+
+
+def test_a_format_is_known_however_it_is_written(daemon: Daemon) -> None:
+    assert (
+        daemon.send("SELECT 1 FORMAT json").headers["Content-Type"].startswith("application/json")
+    )
+    reply = daemon.send("SELECT 1", default_format="parquet")
+    assert reply.headers["Content-Type"] == "application/octet-stream"
+
+
+def test_an_address_may_be_long(daemon: Daemon) -> None:
+    query = f"SELECT length('{'a' * 250_000}')"
+    assert daemon.send(query, method="GET").body == b"250000\n"
+
+
+def test_a_get_may_have_a_body(daemon: Daemon) -> None:
+    assert daemon.send("SELECT 1", b"+ 3", method="GET").body == b"4\n"
+
+
+def test_there_are_no_roles(daemon: Daemon) -> None:
+    reply = daemon.send("SELECT 1", role="analyst")
+    assert (reply.status, reply.code) == (404, 511)
