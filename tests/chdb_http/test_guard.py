@@ -590,7 +590,7 @@ def test_any_bytes_may_stand_in_a_literal_that_is_looked_at(
     daemon: Daemon, user: tuple[str, str]
 ) -> None:
     for query, answer in (
-            (r"SELECT hex('\xff'), 'engine'", b"FF\tengine\n"),
+        (r"SELECT hex('\xff'), 'engine'", b"FF\tengine\n"),
         ("SELECT hex(x'ff'), 'engine'", b"FF\tengine\n"),
         (r"SELECT match('a', '[\x80-\xff]'), 'engine'", b"0\tengine\n"),
     ):
