@@ -248,14 +248,20 @@ class Engine:
 
         chDB opens it as an overlay over the file system, in which every readable file is a table.
         """
-        kept = (self.config.data / "metadata" / "default.sql").exists()
-        if not kept and keeper.text("SHOW TABLES FROM default").strip():
+        if not self._has_default() and keeper.text("SHOW TABLES FROM default").strip():
             raise StartError(
                 f"{self.config.data}: chDB itself made its database 'default', which mirrors"
                 " the file system; move its tables to another database first"
             )
         keeper.run("DETACH DATABASE default")
-        keeper.run("ATTACH DATABASE default" if kept else "CREATE DATABASE default ENGINE = Atomic")
+        self._bring_default(keeper)
+
+    def _has_default(self) -> bool:
+        return (self.config.data / "metadata" / "default.sql").exists()
+
+    def _bring_default(self, keeper: Connection) -> None:
+        attach, create = "ATTACH DATABASE IF NOT EXISTS default", "CREATE DATABASE IF NOT EXISTS"
+        keeper.run(attach if self._has_default() else f"{create} default ENGINE = Atomic")
 
     def connect(self) -> Connection:
         """A fresh connection: no session state but the defaults. Raises EngineError."""
@@ -266,7 +272,7 @@ class Engine:
                 raise
         # Every connection begins in it, so without it nobody could make it again.
         with self._mending:
-            Connection(self._keeper).run("CREATE DATABASE IF NOT EXISTS default ENGINE = Atomic")
+            self._bring_default(Connection(self._keeper))
         return self._connected()
 
     def _connected(self) -> Connection:

@@ -178,8 +178,9 @@ class Plan:
 class Run:
     """A statement in a worker thread, and the means to stop it."""
 
-    def __init__(self, query_id: str) -> None:
+    def __init__(self, query_id: str, user: str) -> None:
         self.query_id = query_id
+        self.user = user
         self._thread: int | None = None
         self._stopped = False
         self._mutex = threading.Lock()
@@ -730,11 +731,11 @@ class App:
             raise ClickHouseError(210, "NETWORK_ERROR", "The endpoint is shutting down")
         plan = await self._plan(request, body)
         await _hold_values(plan, body)
-        run = Run(request.query_id)
+        run = Run(request.query_id, request.user.name)
         try:
             if request.flag("replace_running_query"):
-                await self._replace(run.query_id)
-            if self._namesakes(run.query_id):
+                await self._replace(run)
+            if self._namesakes(run):
                 raise ClickHouseError(
                     216,
                     "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
@@ -753,16 +754,19 @@ class App:
             for external in plan.externals:
                 external.remove()
 
-    def _namesakes(self, query_id: str) -> list[Run]:
-        return [run for run in self.runs.values() if run.query_id == query_id]
+    def _namesakes(self, run: Run) -> list[Run]:
+        return [other for other in self.runs.values() if other.query_id == run.query_id]
 
-    async def _replace(self, query_id: str) -> None:
-        """Stop a statement whose place another shall take, and wait for its end for a while."""
+    async def _replace(self, run: Run) -> None:
+        """Stop what its user runs under its id, and wait for that to end for a while."""
         loop = asyncio.get_running_loop()
-        for run in self._namesakes(query_id):
-            await loop.run_in_executor(self.helpers, run.stop, self.engine)
+        for other in self._namesakes(run):
+            if other.user == run.user:
+                await loop.run_in_executor(self.helpers, other.stop, self.engine)
         deadline = loop.time() + _REPLACE_SECONDS
-        while self._namesakes(query_id) and loop.time() < deadline:
+        while any(other.user == run.user for other in self._namesakes(run)):
+            if loop.time() > deadline:
+                return
             await asyncio.sleep(0.01)
 
     async def _answer(

@@ -461,19 +461,28 @@ def test_no_statement_body_or_password_in_a_log(daemon: Daemon, table: str) -> N
         assert OWNER[1].encode() not in content
 
 
-@pytest.mark.parametrize("statement", ["DROP DATABASE default", "RENAME DATABASE default TO other"])
-def test_nobody_is_locked_out_without_the_database_default(tmp_path: Path, statement: str) -> None:
+@pytest.mark.parametrize(
+    ("statement", "kept"),
+    [
+        ("DROP DATABASE default", "0"),
+        ("RENAME DATABASE default TO other", "0"),
+        ("DETACH DATABASE default", "1"),
+    ],
+)
+def test_nobody_is_locked_out_without_the_database_default(
+    tmp_path: Path, statement: str, kept: str
+) -> None:
     daemon = Daemon(tmp_path).start()
     daemon.value("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a")
     assert daemon.send(statement).status == 200
+    sessions: list[dict[str, Any]] = [{}, {"session_id": "new"}]
     for user in (OWNER, READER):
-        sessions: list[dict[str, Any]] = [{}, {"session_id": "new"}]
         for session in sessions:
-            assert (
-                daemon.send("SELECT currentDatabase()", user=user, **session).body == b"default\n"
-            )
-    assert daemon.send("SELECT 1 FROM t").code == 60
-    assert daemon.send("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a").status == 200
+            reply = daemon.send("SELECT currentDatabase()", user=user, **session)
+            assert reply.body == b"default\n"
+    assert daemon.value("SELECT count() FROM system.tables WHERE database = 'default'") == kept
+    table = "CREATE TABLE IF NOT EXISTS t (a UInt8) ENGINE = MergeTree ORDER BY a"
+    assert daemon.send(table).status == 200
     # It is an ordinary one again after a restart too.
     assert daemon.stop() == 0
     daemon.start()
@@ -487,6 +496,9 @@ def test_a_statement_may_replace_one_of_its_id(daemon: Daemon) -> None:
         running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleep(3)%'"
         wait_for(daemon, running, "1")
         assert daemon.send("SELECT 2", query_id="again").code == 216
+        # Another user's is not replaced.
+        reply = daemon.send("SELECT 2", user=READER, query_id="again", replace_running_query=1)
+        assert reply.code == 216
         reply = daemon.send("SELECT 2", query_id="again", replace_running_query=1)
         assert reply.body == b"2\n"
         assert old.result().code == 394

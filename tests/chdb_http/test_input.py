@@ -222,7 +222,7 @@ class Slow:
 
 def test_an_insert_is_cut_off_for_certain() -> None:
     engine: Any = Slow()
-    run = Run("id")
+    run = Run("id", "owner")
     run.begin()
     run.cut_off(engine)
     assert engine.answers == []
