@@ -492,8 +492,9 @@ def test_nobody_is_locked_out_without_the_database_default(
 
 def test_a_statement_may_replace_one_of_its_id(daemon: Daemon) -> None:
     with ThreadPoolExecutor() as pool:
-        old = pool.submit(daemon.send, "SELECT sleep(3)", query_id="again")
-        running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleep(3)%'"
+        query = "SELECT sleepEachRow(1) FROM numbers(60) SETTINGS max_block_size = 1"
+        old = pool.submit(daemon.send, query, query_id="again")
+        running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleepEachRow(1)%'"
         wait_for(daemon, running, "1")
         assert daemon.send("SELECT 2", query_id="again").code == 216
         # Another user's is not replaced.
