@@ -279,8 +279,7 @@ class Engine:
         try:
             return Connection(self._connect(self._string))
         except RuntimeError as error:
-            # Above the engine's reason it says what failed.
-            raise EngineError(str(error).removeprefix("Failed to create connection: ")) from None
+            raise EngineError(str(error)) from None
 
     def pool(self, settings: Mapping[str, str]) -> Pool:
         """Connections with these settings, for statements that leave nothing behind on them."""

@@ -68,8 +68,8 @@ class EngineError(ClickHouseError):
 
 
 def tidy(text: str) -> str:
-    """Drop what running in process adds to a message: repeated codes and pipe names."""
-    text = text.strip()
+    """Drop what running in process adds to a message: repeated codes, paths, words before it."""
+    text = text.strip().removeprefix("Failed to create connection: ")
     while match := re.match(r"Code: (\d+)\. DB::\w+: (Code: \1\. DB::)", text):
         text = _NESTED.sub("", text[match.start(2) :])
         text = re.sub(r"\(([A-Z_0-9]+)\)\. \(\1\)$", r"(\1)", text)

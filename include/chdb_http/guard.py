@@ -388,13 +388,12 @@ class Guard:
         changes: dict[str, str | None] = {}
         for change in node.get("changes", []):
             value = change.get("value", {})
-            if _PARAMETER.fullmatch(str(value.get("value"))):
-                value = {}
-            if value.get("field_type") == "CustomType":
-                raise _readonly("disk") if read_only else _denied("a disk of its own")
             text = value.get("value")
-            known = text is not None and not isinstance(text, (dict, list))
-            changes[change["name"]] = str(text) if known else None
+            custom = value.get("field_type") == "CustomType"
+            if custom and not _PARAMETER.fullmatch(str(text)):
+                raise _readonly("disk") if read_only else _denied("a disk of its own")
+            unknown = custom or isinstance(text, (dict, list))
+            changes[change["name"]] = None if unknown else str(text)
         for name in node.get("default_settings", []):
             limit = self._known.limits.get(name)
             changes[name] = None if limit is None else str(limit)

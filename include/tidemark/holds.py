@@ -10,6 +10,7 @@ from tidemark.errors import UsageError
 from tidemark.keys import Keyring
 from tidemark.policy import Policy
 from tidemark.postgres import Connection
+from tidemark.workspaces import UnknownWorkspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ def _check_workspace(connection: Connection, workspace_id: str) -> None:
         "select from app.workspaces where workspace_id = %s", [workspace_id]
     ).fetchone()
     if known is None:
-        raise UsageError(f"no workspace {workspace_id}; `tidemark workspace list` names them")
+        raise UnknownWorkspace(workspace_id)
 
 
 def _customer_sources(ladder: Policy) -> tuple[str, ...]:

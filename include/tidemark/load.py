@@ -30,9 +30,10 @@ from psycopg.types.json import Jsonb
 from tidemark import clickhouse, keys, ledger, overrides, policy, privacy
 from tidemark.clickhouse import ClickHouseError
 from tidemark.config import Settings
-from tidemark.errors import TidemarkError, UsageError
+from tidemark.errors import TidemarkError
 from tidemark.landing import DAMAGED, LandingFile, Unreadable, discover
 from tidemark.postgres import Connection
+from tidemark.workspaces import UnknownWorkspace
 
 #: A batch holds at most this much, or one larger file.
 BATCH_BYTES = 256 << 20
@@ -167,9 +168,9 @@ def run(
     loader.recover()
     files, notes = discover(landing or settings.landing, loader.policy, sources, workspace)
     # One that is delivered for goes to quarantine; one that is not is a name misspelt.
-    delivered = {file.workspace_id for file in files}
-    if workspace is not None and workspace not in loader.workspaces.keys() | delivered:
-        raise UsageError(f"no workspace {workspace}; `tidemark workspace list` names them")
+    is_delivered = any(file.workspace_id == workspace for file in files)
+    if workspace is not None and workspace not in loader.workspaces and not is_delivered:
+        raise UnknownWorkspace(workspace)
     todo, unchanged = loader.select(
         [file for file in files if delivered_from is None or file.delivery_date >= delivered_from],
         retry,

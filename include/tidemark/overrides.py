@@ -11,6 +11,7 @@ from tidemark.errors import Refused, UsageError
 from tidemark.keys import Keyring
 from tidemark.policy import Policy, Window
 from tidemark.postgres import Connection
+from tidemark.workspaces import UnknownWorkspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +275,7 @@ def _plan(connection: Connection, workspace_id: str) -> str:
         [workspace_id],
     ).fetchone()
     if row is None:
-        raise UsageError(f"no workspace {workspace_id}; `tidemark workspace list` names them")
+        raise UnknownWorkspace(workspace_id)
     return str(row["plan"])
 
 

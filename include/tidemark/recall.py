@@ -19,6 +19,7 @@ from tidemark.errors import Refused, TidemarkError, UsageError
 from tidemark.flows import Note, warehouse
 from tidemark.keys import Keyring
 from tidemark.postgres import Connection
+from tidemark.workspaces import UnknownWorkspace
 
 EXPIRES = "expires_at"
 
@@ -129,7 +130,7 @@ class _Recall:
             "select deleted_at from app.workspaces where workspace_id = %s", [self.workspace_id]
         ).fetchone()
         if known is None:
-            raise UsageError(f"no workspace {self.workspace_id}: see `tidemark workspace list`")
+            raise UnknownWorkspace(self.workspace_id)
         if known["deleted_at"] is not None:
             raise Refused(f"workspace {self.workspace_id} was deleted")
         if "cold" not in self.data_class.expiry:

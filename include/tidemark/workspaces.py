@@ -21,6 +21,13 @@ REVENUE_SOURCES = ("orders", "payments")
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 
 
+class UnknownWorkspace(UsageError):
+    """There is no workspace of that id."""
+
+    def __init__(self, workspace_id: str) -> None:
+        super().__init__(f"no workspace {workspace_id}; `tidemark workspace list` names them")
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """A tenant; its timezone and currency never change."""
